@@ -1,0 +1,298 @@
+"""Pre-train MME on videos: `accelerate launch examples/pretrain.py`.
+
+Without arguments: the tiny preset on the sample clips, on whatever this machine has. With your own videos:
+
+    accelerate launch examples/pretrain.py --config examples/configs/small.yaml --train_dir my_videos
+
+`--help` lists every flag; recipes are in examples/configs, and flags win over them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shlex
+import sys
+from itertools import islice
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+
+from mme_hf.data import BadVideoLog, ClipSampling, TooManyBadVideosError, VideoRecords, build_clip_loader
+from mme_hf.hub import PushError, push_folder
+from mme_hf.model_card import pretraining_card
+from mme_hf.training import (
+    MeanPredictor,
+    NonFiniteLossError,
+    PretrainingArguments,
+    ProgressReporter,
+    RunState,
+    build_optimizer,
+    build_scheduler,
+    explained_share,
+    parse_arguments,
+    run_update,
+    scaled_learning_rate,
+)
+from mme_hf.training.setup import (
+    build_model_and_processor,
+    held_out_sampling,
+    load_records,
+    num_default_workers,
+    schedule_lengths,
+    train_sampling,
+    use_all_cores,
+)
+from mme_hf.visualization import draw_motion_prediction
+
+logger = logging.getLogger("pretrain")
+
+
+class Pretraining:
+    """One run. All of it is built and checked before the first video is opened."""
+
+    def __init__(self, args: PretrainingArguments):
+        self.args = args
+        self.output_dir = Path(args.output_dir)
+        self.accelerator = Accelerator(
+            mixed_precision=args.mixed_precision,
+            log_with=args.report_to if args.with_tracking else None,
+            project_config=ProjectConfiguration(str(self.output_dir), logging_dir=str(self.output_dir / "logs")),
+        )
+        is_main = self.accelerator.is_main_process
+        logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s")
+        logging.getLogger("accelerate").setLevel(logging.WARNING)
+        if self.accelerator.device.type == "cpu":
+            use_all_cores()
+        set_seed(args.seed)
+        self.model, self.processor = build_model_and_processor(args)
+        if args.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.records, self.held_out_records, self.held_out_fraction = load_records(args)
+        self.num_workers = args.dataloader_num_workers
+        if self.num_workers is None:
+            self.num_workers = num_default_workers()
+        batches_per_update = self.accelerator.num_processes * args.gradient_accumulation_steps
+        self.global_batch_size = args.per_device_train_batch_size * batches_per_update
+        self.num_steps, num_warmup_steps = schedule_lengths(args, self.records.num_records, self.global_batch_size)
+        optimizer = build_optimizer(
+            self.model,
+            learning_rate=scaled_learning_rate(args.learning_rate, self.global_batch_size),
+            weight_decay=args.weight_decay,
+            betas=(args.adam_beta1, args.adam_beta2),
+        )
+        self.scheduler = build_scheduler(
+            optimizer,
+            num_warmup_steps=num_warmup_steps,
+            num_training_steps=self.num_steps,
+            min_learning_rate=scaled_learning_rate(args.min_learning_rate, self.global_batch_size),
+        )
+        self.prepared_model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.state = RunState.resume(
+            self.accelerator,
+            self.output_dir,
+            args.resume_from_checkpoint,
+            scheduler=self.scheduler,
+            settings=self._settings_of_the_batches(),
+        )
+        self.bad_videos = BadVideoLog.for_records(
+            self.records,
+            self.output_dir / "bad_videos.jsonl",
+            max_bad_fraction=args.max_bad_fraction,
+            on_bad_video=args.on_bad_video,
+            is_continued=self.state.step > 0,
+            is_writer=is_main,
+        )
+        if args.with_tracking:
+            settings = {name: str(value) for name, value in dataclasses.asdict(args).items()}
+            self.accelerator.init_trackers("mme_pretraining", config=settings)
+
+    def train(self) -> None:
+        """Update the model until the last step."""
+        args, state = self.args, self.state
+        self._announce()
+        loader = self._loader(
+            self.records,
+            train_sampling(args, self.held_out_fraction),
+            batch_size=args.per_device_train_batch_size,
+            shuffle_buffer_size=args.shuffle_buffer_size,
+            cursor=state.cursor,
+        )
+        batches = iter(loader)
+        self.prepared_model.train()
+        weights = {name: target["weight"] for name, target in self.model.config.motion_targets.items()}
+        progress = ProgressReporter(
+            self.accelerator,
+            weights,
+            num_steps=self.num_steps,
+            step=state.step,
+            logging_steps=args.logging_steps,
+        )
+        while state.step < self.num_steps:
+            group = list(islice(batches, args.gradient_accumulation_steps))
+            report = run_update(
+                self.accelerator,
+                self.prepared_model,
+                self.optimizer,
+                group,
+                clips_per_batch=args.per_device_train_batch_size,
+                step=state.step + 1,
+                max_grad_norm=args.max_grad_norm,
+            )
+            learning_rate = self.scheduler.get_last_lr()[0]
+            self.scheduler.step()
+            state.advance(report, group[-1]["next_cursor"])
+            self.bad_videos.record(report.bad_videos, num_seen=state.num_records_seen)
+            num_bad = self.bad_videos.num_bad
+            progress.update(report, step=state.step, learning_rate=learning_rate, num_bad_videos=num_bad)
+            if args.checkpointing_steps and state.step % args.checkpointing_steps == 0:
+                self._save_checkpoint()
+        self.train_seconds = progress.close()
+
+    def finish(self) -> None:
+        """Measure on held-out clips; save the model, its processor, a card and a picture."""
+        shares = self._explained_shares() if self.held_out_records else None
+        if self.accelerator.is_main_process:
+            self.model.save_pretrained(self.output_dir)
+            self.processor.save_pretrained(self.output_dir)
+            (self.output_dir / "README.md").write_text(self._card(shares), encoding="utf-8")
+            self._draw()
+            logger.info("saved in %s: config.json, model.safetensors, video_preprocessor_config.json,", self.output_dir)
+            logger.info("  README.md (model card), motion.png (target beside prediction), logs (tensorboard --logdir)")
+            if self.bad_videos.num_bad:
+                logger.info("%d bad videos are listed in %s", self.bad_videos.num_bad, self.bad_videos.path)
+            if self.args.push_to_hub:
+                repository = self.args.hub_model_id or self.output_dir.name
+                logger.info("pushed to %s", push_folder(self.output_dir, repository, token=self.args.hub_token))
+        self.accelerator.end_training()
+
+    def _settings_of_the_batches(self) -> dict:
+        names = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "samples_per_video")
+        return {
+            **{name: getattr(self.args, name) for name in (*names, "flip_probability", "shuffle_buffer_size")},
+            "num_processes": self.accelerator.num_processes,
+            "num_videos": self.records.num_records,
+            "held_out_fraction": self.held_out_fraction,
+            "processor": self.processor.to_dict(),
+        }
+
+    def _save_checkpoint(self) -> None:
+        self.state.save(
+            self.accelerator,
+            self.output_dir,
+            scheduler=self.scheduler,
+            settings=self._settings_of_the_batches(),
+            total_limit=self.args.checkpoints_total_limit,
+        )
+
+    def _loader(self, records: VideoRecords, sampling: ClipSampling, **options):
+        return build_clip_loader(
+            records,
+            self.processor,
+            sampling=sampling,
+            num_workers=self.num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            **{
+                "process_index": self.accelerator.process_index,
+                "num_processes": self.accelerator.num_processes,
+                "seed": self.args.seed,
+                **options,
+            },
+        )
+
+    def _announce(self) -> None:
+        num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        videos = "a stream" if self.records.num_records is None else f"{self.records.num_records} videos"
+        if self.records.ignored_files and self.accelerator.is_main_process:
+            listing = self.output_dir / "ignored_files.txt"
+            listing.parent.mkdir(parents=True, exist_ok=True)
+            listing.write_text("".join(f"{path}\n" for path in self.records.ignored_files), encoding="utf-8")
+            logger.warning("%d files are no videos and were ignored: %s", len(self.records.ignored_files), listing)
+        logger.info("data: %s (%s)", self.records.name, videos)
+        logger.info("model: %s, %.1f M parameters, on %s", self.args.preset, num_parameters / 1e6, self._where())
+        logger.info(
+            "run: %d updates of %d clips, peak learning rate %.2e, seed %d",
+            *(self.num_steps, self.global_batch_size),
+            *(scaled_learning_rate(self.args.learning_rate, self.global_batch_size), self.args.seed),
+        )
+
+    def _where(self) -> str:
+        processes = f"{self.accelerator.num_processes} process(es)"
+        return f"{self.accelerator.device.type}, {processes}, {self.num_workers} decoding workers each"
+
+    def _explained_shares(self) -> dict[str, float]:
+        args = self.args
+        sizes = {name: target["size"] for name, target in self.model.config.motion_targets.items()}
+        num_batches = -(-args.num_baseline_clips // self.global_batch_size) * args.gradient_accumulation_steps
+        # Another seed than training's: the mean is one over fresh crops and times, but of training frames only.
+        training_clips = self._loader(
+            self.records,
+            train_sampling(args, self.held_out_fraction),
+            batch_size=args.per_device_train_batch_size,
+            seed=args.seed + 1,
+        )
+        baseline = MeanPredictor.fit(islice(training_clips, num_batches), sizes, self.accelerator)
+        shares = explained_share(self.model, self._held_out_loader(), baseline, self.accelerator)
+        logger.info("explained share on held-out clips (1 - error / error of predicting the training mean):")
+        for name, share in shares.items():
+            logger.info("  %-10s %+.4f", name, share)
+        self.accelerator.log({f"held_out/explained_{name}": share for name, share in shares.items()}, self.state.step)
+        return shares
+
+    def _held_out_loader(self):
+        return self._loader(
+            self.held_out_records.limited(self.args.max_eval_videos),
+            held_out_sampling(self.args, self.held_out_fraction),
+            batch_size=self.args.num_eval_clips,
+            shuffle=False,
+            num_epochs=1,
+        )
+
+    def _draw(self) -> None:
+        loader = self._loader(
+            self.held_out_records or self.records,
+            held_out_sampling(self.args, self.held_out_fraction),
+            shuffle=False,
+            batch_size=self.args.num_eval_clips,
+            process_index=0,
+            num_processes=1,
+        )
+        batch = next(batch for batch in loader if batch["sources"])
+        kind = "a held-out clip" if self.held_out_records else "a training clip"
+        title = f"{kind} of {Path(batch['sources'][0]).name} after {self.state.step} updates"
+        draw_motion_prediction(self.model, self.processor, batch["inputs"], self.output_dir / "motion.png", title=title)
+
+    def _card(self, shares: dict[str, float] | None) -> str:
+        settings = dataclasses.asdict(self.args)
+        settings.pop("hub_token")
+        return pretraining_card(
+            config=self.model.config,
+            processor=self.processor,
+            data_name=self.records.name,
+            num_videos=self.records.num_records,
+            steps=self.state.step,
+            global_batch_size=self.global_batch_size,
+            seconds=self.train_seconds,
+            explained_shares=shares,
+            command=f"accelerate launch examples/pretrain.py {shlex.join(sys.argv[1:])}".strip(),
+            settings=settings,
+            repository=self.args.hub_model_id or self.output_dir.name,
+        )
+
+
+def main() -> None:
+    """Run the script; a mistake in the arguments ends it with one line."""
+    try:
+        run = Pretraining(parse_arguments(PretrainingArguments))
+    except (ValueError, TooManyBadVideosError) as error:
+        sys.exit(f"pretrain.py: error: {error}")
+    try:
+        run.train()
+        run.finish()
+    except (NonFiniteLossError, TooManyBadVideosError, PushError) as error:
+        sys.exit(f"pretrain.py: stopped: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""One video to its samples, in a DataLoader worker; the only place that may skip a video it cannot read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch.utils.data import Dataset
+
+from ..video import VideoReader, VideoReadError, open_video
+from ..video.sampling import evenly_spaced_starts, random_start
+from .augmentation import center_crop_box, multi_scale_crop_box, random_flip
+from .bad_videos import BadVideo
+from .ordering import RecordCursor, RecordRequest
+
+if TYPE_CHECKING:
+    from ..video_processing_mme import MMEVideoProcessor
+    from .records import VideoRecords
+
+
+@dataclass(frozen=True)
+class ClipSampling:
+    """How clips are cut from a video.
+
+    Attributes:
+        samples_per_video: Clips taken from each video that is opened; each has its own time, crop, flip and mask.
+        is_random: Random time, multi-scale crop and flip; otherwise evenly spaced times and the centre crop.
+        flip_probability: How often a random sample is mirrored.
+        part: Which part of each video may be used.
+        held_out_fraction: Share at the end of each video that "train" leaves out and "held_out" is made of.
+        reader: Backend of `open_video`.
+    """
+
+    samples_per_video: int = 1
+    is_random: bool = True
+    flip_probability: float = 0.5
+    part: Literal["all", "train", "held_out"] = "all"
+    held_out_fraction: float = 0.2
+    reader: str = "auto"
+
+    def __post_init__(self):
+        if self.samples_per_video < 1:
+            raise ValueError(f"samples_per_video ({self.samples_per_video}) must be at least 1.")
+        if not 0.0 <= self.flip_probability <= 1.0:
+            raise ValueError(f"flip_probability ({self.flip_probability}) must lie in [0, 1].")
+        if self.part not in ("all", "train", "held_out"):
+            raise ValueError(f"part ({self.part!r}) must be 'all', 'train' or 'held_out'.")
+        if not 0.0 < self.held_out_fraction < 1.0:
+            raise ValueError(f"held_out_fraction ({self.held_out_fraction}) must lie between 0 and 1, such as 0.2.")
+
+    def frame_range(self, num_frames: int) -> range:
+        """Return the frames of a video that this part is made of."""
+        if self.part == "all":
+            return range(num_frames)
+        # At least one frame on either side, so that no part of a video of two frames or more is empty.
+        split = min(max(1, num_frames - ceil(num_frames * self.held_out_fraction)), max(1, num_frames - 1))
+        return range(split) if self.part == "train" else range(split, num_frames)
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """What came of one `RecordRequest`: samples, or the reason why there are none."""
+
+    source: str
+    samples: tuple[Mapping[str, torch.Tensor], ...]
+    bad_video: BadVideo | None
+    next_cursor: RecordCursor
+
+
+class ClipDataset(Dataset):
+    """Decodes the videos that `RecordRequest`s name and makes model inputs of them.
+
+    Args:
+        records: The videos.
+        processor: Makes pixel values, masks, labels and target masks from raw frames.
+        sampling: How clips are cut from a video.
+        return_targets: Whether to make masks, labels and target masks.
+    """
+
+    def __init__(
+        self,
+        records: VideoRecords,
+        processor: MMEVideoProcessor,
+        sampling: ClipSampling | None = None,
+        *,
+        return_targets: bool = True,
+    ):
+        self.name = records.name
+        # A stream's records come with their requests; only rows are looked up here.
+        self.rows = None if records.num_records is None else records.dataset
+        self.processor = processor
+        self.sampling = sampling or ClipSampling()
+        self.return_targets = return_targets
+
+    def __getitem__(self, request: RecordRequest) -> ClipResult:
+        """Return the samples of one video, or the cause why it cannot be read."""
+        record = request.record if isinstance(request.record, Mapping) else self.rows[request.record]
+        source = _source_name(record["video"], self.name, request)
+        generator = torch.Generator().manual_seed(request.seed)
+        try:
+            with open_video(_openable(record["video"]), backend=self.sampling.reader) as reader:
+                samples = tuple(self._samples(reader, generator))
+        except VideoReadError as error:
+            return ClipResult(source, (), BadVideo(source, str(error.cause)), request.next_cursor)
+        except OSError as error:  # a remote file that is gone, or a disk that fails
+            return ClipResult(source, (), BadVideo(source, f"{type(error).__name__}: {error}"), request.next_cursor)
+        return ClipResult(source, samples, None, request.next_cursor)
+
+    def _samples(self, reader: VideoReader, generator: torch.Generator) -> list[Mapping[str, torch.Tensor]]:
+        frame_range = self.sampling.frame_range(reader.num_frames)
+        if not frame_range:
+            raise VideoReadError("", f"its {self.sampling.part} part is empty: it has {reader.num_frames} frame(s)")
+        window = min(len(frame_range), self.processor.raw_window_for(len(frame_range)))
+        num_clips = self.sampling.samples_per_video
+        if self.sampling.is_random:
+            starts = [random_start(len(frame_range), window, generator) for _ in range(num_clips)]
+        else:
+            starts = evenly_spaced_starts(len(frame_range), window, num_clips)
+        clips = [range(frame_range.start + start, frame_range.start + start + window) for start in starts]
+        # One pass over the file serves all clips; frames they share are decoded once.
+        indices = sorted(set().union(*clips))
+        frames = reader.frames_at(indices)
+        place = {index: position for position, index in enumerate(indices)}
+        return [self._sample(frames[place[clip[0]] : place[clip[0]] + window], generator) for clip in clips]
+
+    def _sample(self, raw_frames: torch.Tensor, generator: torch.Generator) -> Mapping[str, torch.Tensor]:
+        height, width = raw_frames.shape[-2:]
+        aspect_ratio = self.processor.crop_size["width"] / self.processor.crop_size["height"]
+        if self.sampling.is_random:
+            crop_box = multi_scale_crop_box(height, width, generator, aspect_ratio=aspect_ratio)
+            flip = random_flip(self.sampling.flip_probability, generator)
+        else:
+            crop_box, flip = center_crop_box(height, width, aspect_ratio), False
+        return self.processor(
+            raw_frames,
+            return_targets=self.return_targets,
+            crop_box=crop_box,
+            flip=flip,
+            generator=generator,
+            return_tensors="pt",
+        )
+
+
+class ClipCollator:
+    """Joins `ClipResult`s to a batch; videos that could not be read are left out and named.
+
+    A batch whose videos are all bad has zero clips, with the shapes it would otherwise have: the model takes it, and a
+    process that met it still takes part in the step.
+
+    Args:
+        processor: The processor that made the samples.
+        return_targets: Whether samples have masks, labels and target masks.
+    """
+
+    def __init__(self, processor: MMEVideoProcessor, *, return_targets: bool = True):
+        self.empty_inputs = _empty_inputs(processor, return_targets)
+
+    def __call__(self, results: Sequence[ClipResult]) -> dict[str, Any]:
+        """Return the batch.
+
+        Returns:
+            `inputs`: the model's keyword arguments, first dimension the clips; `sources`: the video of each clip;
+            `bad_videos`: what could not be read; `num_records`: how many records were tried; `next_cursor`: where to
+            go on after this batch.
+        """
+        samples = [sample for result in results for sample in result.samples]
+        inputs = {
+            name: torch.cat([sample[name] for sample in samples]) if samples else empty
+            for name, empty in self.empty_inputs.items()
+        }
+        return {
+            "inputs": inputs,
+            "sources": [result.source for result in results for _ in result.samples],
+            "bad_videos": [result.bad_video for result in results if result.bad_video],
+            "num_records": len(results),
+            "next_cursor": results[-1].next_cursor,
+        }
+
+
+def _empty_inputs(processor: MMEVideoProcessor, return_targets: bool) -> dict[str, torch.Tensor]:
+    # Made by the processor itself from a grey clip, so that shapes and types cannot differ from a real batch.
+    height, width = processor.crop_size["height"], processor.crop_size["width"]
+    grey = torch.full((processor.raw_window(), 3, height, width), 127, dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    inputs = processor(grey, return_targets=return_targets, generator=generator, return_tensors="pt")
+    return {name: tensor[:0].clone() for name, tensor in inputs.items()}
+
+
+def _openable(video: Mapping[str, Any]) -> Any:
+    if video["bytes"] is not None:
+        return video["bytes"]
+    path = video["path"]
+    if "://" not in path:
+        return path
+    # A streamed record's path may be a URL, also of a file inside an archive ("zip://a.mp4::https://...").
+    from datasets.utils.file_utils import xopen
+
+    return xopen(path, "rb")
+
+
+def _source_name(video: Mapping[str, Any], dataset_name: str, request: RecordRequest) -> str:
+    if video["path"] and (video["bytes"] is None or "://" in video["path"]):
+        return video["path"]
+    # Embedded videos often share a file name, or have none; the place in the data set tells them apart.
+    place = request.record if isinstance(request.record, int) else f"stream {request.index}"
+    return f"{dataset_name}[{place}]" + (f" ({video['path']})" if video["path"] else "")

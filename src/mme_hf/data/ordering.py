@@ -1,0 +1,174 @@
+"""Which record goes where: a pure function of seed, epoch and position, so that any run can be resumed exactly.
+
+The records of all epochs form one endless sequence, cut into batches without a remainder. With P processes the record
+at place n of the sequence belongs to process n % P, so P processes of batch size B see what one process of batch size
+P * B sees. The main process orders *undecoded* records (row numbers, or a stream's records as they are); workers only
+decode what they are handed. So a stream with fewer shards than workers idles none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from .records import VideoRecords
+
+
+@dataclass(frozen=True)
+class RecordCursor:
+    """How far one process has come in the endless sequence of records.
+
+    Attributes:
+        epoch: Epoch of the next record, from 0.
+        index: Place of the next record within that epoch.
+        count: Place of the next record in the whole sequence.
+    """
+
+    epoch: int = 0
+    index: int = 0
+    count: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the fields as a dictionary, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RecordRequest:
+    """One video to decode.
+
+    Attributes:
+        record: Row number of a data set in memory, or the undecoded record of a stream.
+        epoch: Epoch it belongs to.
+        index: Place within that epoch.
+        seed: Seed for everything that is random in this video's samples.
+        next_cursor: Where to go on once this record has been used.
+    """
+
+    record: int | dict[str, Any]
+    epoch: int
+    index: int
+    seed: int
+    next_cursor: RecordCursor
+
+
+def record_seed(seed: int, epoch: int, index: int) -> int:
+    """Return the seed of one record's randomness, in [0, 2**63): well mixed, and the same on every machine."""
+    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)[0] >> 1)
+
+
+class ClipBatchSampler:
+    """Yields lists of `RecordRequest`, a batch each, for one process; endless unless `num_epochs` is given.
+
+    Args:
+        records: The videos.
+        batch_size: Records in a batch of this process.
+        seed: Seed of the order and of each record's randomness.
+        shuffle: Whether each epoch has its own order.
+        shuffle_buffer_size: Records held to shuffle a stream; also decides what order comes out.
+        process_index: Which process this is, from 0.
+        num_processes: How many there are.
+        cursor: Where to start, as a `RecordRequest.next_cursor` of an earlier run of the same settings.
+        num_epochs: Stop after so many epochs; the last batch may then be smaller.
+    """
+
+    def __init__(
+        self,
+        records: VideoRecords,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        shuffle_buffer_size: int = 256,
+        process_index: int = 0,
+        num_processes: int = 1,
+        cursor: RecordCursor | None = None,
+        num_epochs: int | None = None,
+    ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size ({batch_size}) must be at least 1.")
+        self.batch_size = batch_size
+        self.seed = seed
+        self.process_index = process_index
+        self.num_processes = num_processes
+        self.cursor = cursor or RecordCursor()
+        self.num_epochs = num_epochs
+        self._epoch_records = (
+            _rows_in_order(records.num_records, seed, shuffle)
+            if records.num_records is not None
+            else _streamed_records(records.dataset, seed, shuffle, shuffle_buffer_size, process_index, num_processes)
+        )
+        # A stream that is split by shards already holds this process' records alone.
+        self._keeps_every = 1 if _is_split_by_shards(records, num_processes) else num_processes
+
+    def __iter__(self) -> Iterator[list[RecordRequest]]:
+        """Yield batches from the cursor on."""
+        batch: list[RecordRequest] = []
+        for request in self._requests():
+            batch.append(request)
+            if len(batch) == self.batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _requests(self) -> Iterator[RecordRequest]:
+        cursor = self.cursor
+        while self.num_epochs is None or cursor.epoch < self.num_epochs:
+            start = cursor
+            for record in self._epoch_records(cursor.epoch, cursor.index):
+                following = RecordCursor(cursor.epoch, cursor.index + 1, cursor.count + 1)
+                if self._keeps_every == 1 or cursor.count % self._keeps_every == self.process_index:
+                    seed = record_seed(self.seed, cursor.epoch, self._global_index(cursor.index))
+                    yield RecordRequest(record, cursor.epoch, cursor.index, seed, following)
+                cursor = following
+            if cursor == start and cursor.index == 0:
+                raise ValueError(f"epoch {cursor.epoch} of the data set yields no record. Is the stream empty?")
+            cursor = RecordCursor(cursor.epoch + 1, 0, cursor.count)
+
+    def _global_index(self, index: int) -> int:
+        # Processes that read shards of their own count alike; keep their records' seeds apart.
+        return index * self.num_processes + self.process_index if self._keeps_every < self.num_processes else index
+
+
+EpochRecords = Callable[[int, int], Iterator[Any]]
+
+
+def _rows_in_order(num_records: int, seed: int, shuffle: bool) -> EpochRecords:
+    def rows(epoch: int, start: int) -> Iterator[int]:
+        if not shuffle:
+            return iter(range(start, num_records))
+        generator = torch.Generator().manual_seed(record_seed(seed, epoch, num_records))
+        return iter(torch.randperm(num_records, generator=generator)[start:].tolist())
+
+    return rows
+
+
+def _streamed_records(
+    dataset: Any, seed: int, shuffle: bool, buffer_size: int, process_index: int, num_processes: int
+) -> EpochRecords:
+    from datasets.distributed import split_dataset_by_node
+
+    if shuffle:
+        dataset = dataset.shuffle(seed=seed, buffer_size=buffer_size)
+    if num_processes > 1 and dataset.num_shards % num_processes == 0:
+        dataset = split_dataset_by_node(dataset, rank=process_index, world_size=num_processes)
+
+    def replayed(epoch: int, start: int) -> Iterator[dict[str, Any]]:
+        # datasets loses its shuffle buffer when a stream's state is restored, so the undecoded records up to the
+        # start are read again: the only way to get the same order.
+        dataset.set_epoch(epoch)
+        for index, record in enumerate(dataset):
+            if index >= start:
+                yield record
+
+    return replayed
+
+
+def _is_split_by_shards(records: VideoRecords, num_processes: int) -> bool:
+    return records.num_records is None and num_processes > 1 and records.dataset.num_shards % num_processes == 0

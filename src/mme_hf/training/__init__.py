@@ -1,0 +1,26 @@
+"""What a training loop needs besides Accelerate: arguments, schedule, updates, exact checkpoints, evaluation."""
+
+from .arguments import PretrainingArguments, parse_arguments
+from .checkpointing import latest_checkpoint
+from .evaluation import MeanPredictor, explained_share
+from .optimization import build_optimizer, build_scheduler, parameter_groups, scaled_learning_rate
+from .progress import ProgressReporter
+from .run_state import RunState
+from .updates import NonFiniteLossError, UpdateReport, run_update
+
+__all__ = [
+    "MeanPredictor",
+    "NonFiniteLossError",
+    "PretrainingArguments",
+    "ProgressReporter",
+    "RunState",
+    "UpdateReport",
+    "build_optimizer",
+    "build_scheduler",
+    "explained_share",
+    "latest_checkpoint",
+    "parameter_groups",
+    "parse_arguments",
+    "run_update",
+    "scaled_learning_rate",
+]

@@ -1,0 +1,220 @@
+"""The flags of `examples/pretrain.py`, checked before any work begins."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def _flag(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass
+class DataArguments:
+    """Which videos to read, and how clips are cut from them."""
+
+    dataset_name: str | None = _flag(None, "HF data set with a Video column: a name on the Hub or a local folder.")
+    dataset_config_name: str | None = _flag(None, "Configuration of that data set.")
+    dataset_split: str = _flag("train", "Split of that data set to train on.")
+    validation_split: str | None = _flag(None, "Split of that data set for the held-out clips.")
+    streaming: bool = _flag(False, "Read the data set record by record instead of downloading it first.")
+    shuffle_buffer_size: int = _flag(256, "Undecoded records held to shuffle a stream.")
+    train_dir: str | None = _flag(None, "Folder of class folders, or flat folder of videos.")
+    train_manifest: str | None = _flag(None, "Text or CSV file of 'path label' lines.")
+    validation_dir: str | None = _flag(None, "Like train_dir, for the held-out clips.")
+    validation_manifest: str | None = _flag(None, "Like train_manifest, for the held-out clips.")
+    held_out_fraction: float | None = _flag(
+        None,
+        "Share at the end of every training video that is kept for held-out clips. Default: 0.2 for the sample clips, "
+        "0 (train on everything) for your own data.",
+    )
+    reader: str = _flag("auto", "Video reader: auto, decord, pyav or torchcodec.")
+    samples_per_video: int = _flag(1, "Clips (time, crop, flip, mask) cut from each video that is opened.")
+    flip_probability: float = _flag(0.5, "How often a clip is mirrored. 0 where left and right mean something.")
+    dataloader_num_workers: int | None = _flag(None, "Decoding processes of each training process. Default: by cores.")
+    max_bad_fraction: float = _flag(0.05, "Stop once a larger share of the videos cannot be read.")
+    on_bad_video: str = _flag("skip", "'skip' counts and lists unreadable videos; 'error' stops at the first.")
+
+
+@dataclass
+class ModelArguments:
+    """What is trained, and what it sees."""
+
+    model_name_or_path: str | None = _flag(None, "Go on from these weights instead of random ones.")
+    preset: str = _flag("tiny", "tiny, small, base or large.")
+    image_size: int | None = _flag(None, "Side of the square input in pixels. Default: the preset's.")
+    num_frames: int | None = _flag(None, "Input frames of a clip. Default: the preset's.")
+    frame_stride: int = _flag(4, "Raw frames from one input frame to the next.")
+    trajectory_num_steps: int = _flag(4, "Raw frames over which points are followed.")
+    mask_type: str = _flag("tube", "tube, cube or random.")
+    mask_ratio: float = _flag(0.7, "Share of the tokens that is hidden.")
+    tracker: str = _flag("dis", "How points are followed.")
+    model_options: str | None = _flag(None, "More MMEConfig fields, as JSON (a mapping in a recipe file).")
+    processor_options: str | None = _flag(None, "More MMEVideoProcessor fields, as JSON (a mapping in a recipe file).")
+    gradient_checkpointing: bool = _flag(False, "Save memory by computing activations twice.")
+
+
+@dataclass
+class TrainingArguments:
+    """How it is trained, and what is kept."""
+
+    output_dir: str = _flag("outputs/pretrain", "Folder for the model, checkpoints, logs and reports.")
+    per_device_train_batch_size: int = _flag(8, "Clips in a batch of one process.")
+    gradient_accumulation_steps: int = _flag(1, "Batches to add up for one update.")
+    learning_rate: float = _flag(1.5e-4, "Peak learning rate for 256 clips an update; scaled to the global batch.")
+    min_learning_rate: float = _flag(1e-5, "Floor of the cosine, scaled like the peak.")
+    weight_decay: float = _flag(0.05, "AdamW weight decay; none on biases and normalisation.")
+    adam_beta1: float = _flag(0.9, "AdamW beta 1.")
+    adam_beta2: float = _flag(0.95, "AdamW beta 2.")
+    max_grad_norm: float | None = _flag(None, "Clip the gradient's norm to this.")
+    num_train_epochs: float = _flag(1.0, "Passes over the videos.")
+    max_train_steps: int | None = _flag(None, "Updates; wins over num_train_epochs.")
+    warmup_epochs: float = _flag(0.0, "Epochs of linear warm-up.")
+    warmup_steps: int | None = _flag(None, "Updates of linear warm-up; wins over warmup_epochs.")
+    mixed_precision: str | None = _flag(None, "no, fp16 or bf16. Default: what accelerate is configured for.")
+    seed: int = _flag(0, "Seed of weights, order, crops, flips and masks.")
+    checkpointing_steps: int | None = _flag(None, "Updates between checkpoints. Default: none.")
+    checkpoints_total_limit: int | None = _flag(3, "Checkpoints to keep.")
+    resume_from_checkpoint: str | None = _flag(None, "A checkpoint folder, or 'latest' (which may not exist yet).")
+    logging_steps: int = _flag(1, "Updates between two logged values.")
+    num_eval_clips: int = _flag(4, "Held-out clips of each video.")
+    max_eval_videos: int = _flag(256, "Videos that held-out clips are taken from, at most.")
+    num_baseline_clips: int = _flag(128, "Training clips that the mean predictor is the mean of.")
+    with_tracking: bool = _flag(True, "Log to report_to; --no_with_tracking turns it off.")
+    report_to: str = _flag("tensorboard", "Tracker of accelerate: tensorboard, wandb, ...")
+    push_to_hub: bool = _flag(False, "Push the result to the Hub.")
+    hub_model_id: str | None = _flag(None, "Repository to push to. Default: the output folder's name.")
+    hub_token: str | None = _flag(None, "Token for the Hub. Default: the one you are logged in with.")
+
+
+@dataclass
+class PretrainingArguments(TrainingArguments, ModelArguments, DataArguments):
+    """Everything that `examples/pretrain.py` can be told."""
+
+    config: str | None = _flag(None, "YAML recipe; flags on the command line win over it.")
+
+    def __post_init__(self):
+        self.model_options = _mapping("model_options", self.model_options)
+        self.processor_options = _mapping("processor_options", self.processor_options)
+        for name, smallest in _SMALLEST.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise ValueError(f"{name} ({value}) must be at least {smallest}.")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate ({self.learning_rate}) must be above 0, such as 1.5e-4.")
+        if self.held_out_fraction is not None and not 0 <= self.held_out_fraction < 1:
+            raise ValueError(f"held_out_fraction ({self.held_out_fraction}) must lie in [0, 1), such as 0.2.")
+        if self.per_device_train_batch_size % self.samples_per_video:
+            raise ValueError(
+                f"per_device_train_batch_size ({self.per_device_train_batch_size}) does not divide by "
+                f"samples_per_video ({self.samples_per_video}). The batch counts clips, not videos."
+            )
+        if self.mixed_precision not in (None, "no", "fp16", "bf16"):
+            raise ValueError(f"mixed_precision ({self.mixed_precision!r}) must be 'no', 'fp16' or 'bf16'.")
+        self._check_data_source()
+
+    def _check_data_source(self) -> None:
+        sources = [name for name in ("dataset_name", "train_dir", "train_manifest") if getattr(self, name)]
+        if len(sources) > 1:
+            raise ValueError(f"{' and '.join(sources)} name different data. Give one of them.")
+        for name in ("streaming", "validation_split", "dataset_config_name"):
+            if getattr(self, name) and not self.dataset_name:
+                raise ValueError(f"{name} ({getattr(self, name)!r}) needs --dataset_name, which is not given.")
+        validations = [
+            name for name in ("validation_split", "validation_dir", "validation_manifest") if getattr(self, name)
+        ]
+        if len(validations) > 1:
+            raise ValueError(f"{' and '.join(validations)} name different data. Give one of them.")
+        if validations and self.held_out_fraction:
+            raise ValueError(
+                f"held_out_fraction ({self.held_out_fraction}) and {validations[0]} both say what is held out. "
+                "Give one of them."
+            )
+        if self.streaming and self.max_train_steps is None:
+            raise ValueError("streaming is on, so the number of videos is unknown. Give --max_train_steps.")
+
+    @property
+    def has_validation_data(self) -> bool:
+        """Whether held-out clips come from videos of their own."""
+        return bool(self.validation_split or self.validation_dir or self.validation_manifest)
+
+
+_SMALLEST = {
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "samples_per_video": 1,
+    "dataloader_num_workers": 0,
+    "shuffle_buffer_size": 1,
+    "num_train_epochs": 0,
+    "max_train_steps": 1,
+    "warmup_epochs": 0,
+    "warmup_steps": 0,
+    "min_learning_rate": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "checkpointing_steps": 1,
+    "checkpoints_total_limit": 1,
+    "logging_steps": 1,
+    "num_eval_clips": 1,
+    "max_eval_videos": 1,
+    "num_baseline_clips": 1,
+    "seed": 0,
+}
+
+
+def parse_arguments(arguments_class: type[T], argv: Sequence[str] | None = None) -> T:
+    """Return the arguments of a command line, on top of the recipe that its `--config` names.
+
+    Args:
+        arguments_class: A dataclass with a `config` field.
+        argv: Command line without the program; by default this process' own.
+
+    Raises:
+        ValueError: If the recipe is missing, holds a name that is no flag, or a value is out of range.
+    """
+    from transformers import HfArgumentParser
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(arguments_class)
+    config = parser.parse_known_args(argv)[0].config
+    if config is not None:
+        # Through the parser, as if typed before the flags: so every value has the type that its flag has.
+        argv = _recipe_flags(Path(config), arguments_class) + argv
+    return parser.parse_args_into_dataclasses(argv)[0]
+
+
+def _recipe_flags(path: Path, arguments_class: type) -> list[str]:
+    import yaml
+
+    if not path.is_file():
+        raise ValueError(f"config ({str(path)!r}) is not a file. The recipes are in examples/configs.")
+    recipe = yaml.safe_load(path.read_text()) or {}
+    known = {item.name for item in dataclasses.fields(arguments_class)}
+    unknown = sorted(set(recipe) - known)
+    if unknown:
+        raise ValueError(f"config ({str(path)!r}) sets {unknown[0]!r}, which is no flag. See pretrain.py --help.")
+    flags = []
+    for name, value in recipe.items():
+        if value is not None:
+            flags += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return flags
+
+
+def _mapping(name: str, value: str | dict | None) -> dict[str, Any]:
+    if value is None or isinstance(value, dict):
+        return value or {}
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} ({value!r}) is not JSON: {error}.") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{name} ({value!r}) must be a JSON object, such as '{{\"drop_path_rate\": 0.1}}'.")
+    return parsed

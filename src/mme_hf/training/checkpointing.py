@@ -1,0 +1,121 @@
+"""Checkpoints that are whole or absent, whenever the run is killed.
+
+Everything is written to `checkpoint-N.partial`, flushed to disk, and renamed to `checkpoint-N` at last: a folder under
+its final name is complete. Folders under another name are rubbish of a killed run and are removed by the next save.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+STATE_FILE = "trainer_state.json"
+_COMPLETE = re.compile(r"checkpoint-(\d+)")
+_RUBBISH_SUFFIXES = (".partial", ".deleted")
+
+
+def save_checkpoint(
+    accelerator: Accelerator,
+    output_dir: str | Path,
+    *,
+    step: int,
+    state: dict[str, Any],
+    process_state: dict[str, Any],
+    total_limit: int | None = None,
+) -> Path:
+    """Write `checkpoint-<step>` in `output_dir`; every process calls it.
+
+    Args:
+        accelerator: Holds model, optimizer, gradient scaler and the random states.
+        output_dir: Folder that all processes see.
+        step: Number of optimizer updates done.
+        state: What else a resumed run needs, the same on every process; goes into `trainer_state.json`.
+        process_state: The same, but each process has its own.
+        total_limit: Number of checkpoints to keep; the oldest go. None keeps all.
+
+    Returns:
+        The folder of the complete checkpoint.
+    """
+    final = Path(output_dir) / f"checkpoint-{step}"
+    partial = final.with_name(final.name + ".partial")
+    process_states = gather_object([process_state])
+    if accelerator.is_main_process:
+        _remove_rubbish(Path(output_dir))
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        contents = {"step": step, "state": state, "process_states": process_states}
+        (partial / STATE_FILE).write_text(json.dumps(contents, indent=1) + "\n")
+        _flush_to_disk(partial)
+        if final.exists():  # a run resumed from an earlier checkpoint comes by this step again
+            _delete(final)
+        partial.rename(final)
+        for old in _complete_checkpoints(Path(output_dir))[: -total_limit if total_limit else 0]:
+            _delete(old)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def latest_checkpoint(output_dir: str | Path) -> Path | None:
+    """Return the complete checkpoint with the highest step in `output_dir`, or None."""
+    checkpoints = _complete_checkpoints(Path(output_dir))
+    return checkpoints[-1] if checkpoints else None
+
+
+def read_checkpoint_state(checkpoint: str | Path) -> dict[str, Any]:
+    """Return what `save_checkpoint` was given: `step`, `state`, and `process_states`, a list by process.
+
+    Raises:
+        ValueError: If the folder is not a complete checkpoint.
+    """
+    path = Path(checkpoint) / STATE_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"resume_from_checkpoint ({str(checkpoint)!r}) is not a complete checkpoint: it has no {STATE_FILE}. "
+            "Give a checkpoint-N folder, or 'latest'."
+        )
+    return json.loads(path.read_text())
+
+
+def load_checkpoint(accelerator: Accelerator, checkpoint: str | Path) -> None:
+    """Put model, optimizer, gradient scaler and random states back; the rest is in `read_checkpoint_state`."""
+    accelerator.load_state(str(checkpoint))
+
+
+def _complete_checkpoints(output_dir: Path) -> list[Path]:
+    if not output_dir.is_dir():
+        return []
+    steps = {path: _COMPLETE.fullmatch(path.name) for path in output_dir.iterdir() if path.is_dir()}
+    return sorted((path for path, match in steps.items() if match), key=lambda path: int(path.name.split("-")[1]))
+
+
+def _remove_rubbish(output_dir: Path) -> None:
+    if output_dir.is_dir():
+        for path in output_dir.iterdir():
+            if path.name.startswith("checkpoint-") and path.suffix in _RUBBISH_SUFFIXES:
+                shutil.rmtree(path)
+
+
+def _delete(checkpoint: Path) -> None:
+    # Renamed first: a kill half-way through the removal must not leave a folder that looks complete.
+    doomed = checkpoint.with_name(checkpoint.name + ".deleted")
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _flush_to_disk(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

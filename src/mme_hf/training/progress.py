@@ -1,0 +1,71 @@
+"""The progress bar and the logged values of a pre-training run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from .updates import UpdateReport
+
+
+class ProgressReporter:
+    """Shows and logs each update: loss, each target's share of it, learning rate, clips per second.
+
+    Args:
+        accelerator: Its trackers take the values; only the main process shows a bar.
+        weights: Loss weight of each target.
+        num_steps: Updates in all.
+        step: Updates done before.
+        logging_steps: Updates between two logged values.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, weights: Mapping[str, float], *, num_steps: int, step: int, logging_steps: int
+    ):
+        self.accelerator = accelerator
+        self.weights = weights
+        self.logging_steps = logging_steps
+        self.started = self._previous = time.perf_counter()
+        self.bar = tqdm(
+            total=num_steps,
+            initial=step,
+            unit="step",
+            disable=not accelerator.is_main_process,
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}",
+        )
+
+    def update(self, report: UpdateReport, *, step: int, learning_rate: float, num_bad_videos: int) -> None:
+        """Show one update; `step` counts from 1."""
+        now = time.perf_counter()
+        clips_per_second = report.num_clips / (now - self._previous)
+        self._previous = now
+        shares = {
+            name: self.weights[name] * loss / report.loss if report.loss else 0.0
+            for name, loss in report.target_losses.items()
+        }
+        parts = " + ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        self.bar.set_postfix_str(
+            f"loss {report.loss:.3f} = {parts} | lr {learning_rate:.1e} | {clips_per_second:.1f} clips/s",
+            refresh=False,
+        )
+        self.bar.update()
+        if step % self.logging_steps == 0:
+            values = {
+                "loss": report.loss,
+                **{f"loss_{name}": loss for name, loss in report.target_losses.items()},
+                **{f"share_{name}": share for name, share in shares.items()},
+                "grad_norm": report.grad_norm,
+                "learning_rate": learning_rate,
+                "clips_per_second": clips_per_second,
+                "bad_videos": num_bad_videos,
+            }
+            self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
+
+    def close(self) -> float:
+        """End the bar and return the seconds since the start."""
+        self.bar.close()
+        return time.perf_counter() - self.started

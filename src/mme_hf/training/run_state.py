@@ -1,0 +1,116 @@
+"""Where a run stands, saved and restored so that a resumed run equals an uninterrupted one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..data import RecordCursor
+from .checkpointing import latest_checkpoint, load_checkpoint, read_checkpoint_state, save_checkpoint
+from .updates import UpdateReport
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RunState:
+    """What a run must know to go on, beside the weights and random states that Accelerate keeps.
+
+    Attributes:
+        step: Updates done.
+        num_records_seen: Videos tried so far, over all processes.
+        cursor: Where this process goes on in the order of the videos.
+    """
+
+    step: int = 0
+    num_records_seen: int = 0
+    cursor: RecordCursor = field(default_factory=RecordCursor)
+
+    def advance(self, report: UpdateReport, cursor: RecordCursor) -> None:
+        """Count one update, after which the next batch starts at `cursor`."""
+        self.step += 1
+        self.num_records_seen += report.num_records
+        self.cursor = cursor
+
+    def save(
+        self,
+        accelerator: Accelerator,
+        output_dir: str | Path,
+        *,
+        scheduler: LambdaLR,
+        settings: Mapping[str, Any],
+        total_limit: int | None,
+    ) -> Path:
+        """Write a checkpoint and return its folder; every process calls it.
+
+        Args:
+            accelerator: Holds model, optimizer and random states.
+            output_dir: Folder that all processes see.
+            scheduler: Of the learning rate.
+            settings: What decides the order and content of the batches; `resume` insists on the same.
+            total_limit: Number of checkpoints to keep.
+        """
+        return save_checkpoint(
+            accelerator,
+            output_dir,
+            step=self.step,
+            state={
+                "settings": dict(settings),
+                "num_records_seen": self.num_records_seen,
+                "num_scheduler_steps": scheduler.last_epoch,
+            },
+            process_state=self.cursor.to_dict(),
+            total_limit=total_limit,
+        )
+
+    @classmethod
+    def resume(
+        cls,
+        accelerator: Accelerator,
+        output_dir: str | Path,
+        wanted: str | None,
+        *,
+        scheduler: LambdaLR,
+        settings: Mapping[str, Any],
+    ) -> RunState:
+        """Return the state to start from: a checkpoint's, with everything else restored too, or a new one.
+
+        Args:
+            accelerator: Holds model, optimizer and random states.
+            output_dir: Where "latest" looks.
+            wanted: A checkpoint folder, "latest" (a new run where there is none yet), or None for a new run.
+            scheduler: Of the learning rate.
+            settings: As given to `save`.
+
+        Raises:
+            ValueError: If the checkpoint is not complete, or was made with other settings.
+        """
+        if wanted is None:
+            return cls()
+        checkpoint = latest_checkpoint(output_dir) if wanted == "latest" else Path(wanted)
+        if checkpoint is None:
+            logger.info("no checkpoint in %s yet: starting from the beginning", output_dir)
+            return cls()
+        contents = read_checkpoint_state(checkpoint)
+        _insist_on_same_settings(checkpoint, contents["state"]["settings"], settings)
+        load_checkpoint(accelerator, checkpoint)
+        for _ in range(contents["state"]["num_scheduler_steps"]):
+            scheduler.step()
+        logger.info("resumed from %s", checkpoint)
+        cursor = RecordCursor(**contents["process_states"][accelerator.process_index])
+        return cls(contents["step"], contents["state"]["num_records_seen"], cursor)
+
+
+def _insist_on_same_settings(checkpoint: Path, written: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    for name, value in present.items():
+        if written.get(name) != value:
+            raise ValueError(
+                f"resume_from_checkpoint ({str(checkpoint)!r}) was written with {name} {written.get(name)!r}, but this "
+                f"run has {value!r}. Use the same value, or start a new run with --model_name_or_path."
+            )

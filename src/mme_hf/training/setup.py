@@ -1,0 +1,167 @@
+"""From arguments to the things a pre-training run works with."""
+
+from __future__ import annotations
+
+import os
+from math import ceil
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..data import (
+    ClipSampling,
+    VideoRecords,
+    load_dataset_records,
+    load_folder_records,
+    load_manifest_records,
+    load_sample_records,
+)
+from ..modeling_mme import MMEForPreTraining
+from ..presets import preset_config
+from ..video_processing_mme import MMEVideoProcessor
+
+if TYPE_CHECKING:
+    from .arguments import PretrainingArguments
+
+SAMPLE_HELD_OUT_FRACTION = 0.2
+
+
+def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTraining, MMEVideoProcessor]:
+    """Return a model and the processor that makes its inputs and targets.
+
+    Raises:
+        ValueError: If an option is unknown or out of range, or if loaded weights predict other targets than the
+            processor makes.
+    """
+    preset = preset_config(args.preset)
+    side = args.image_size or preset.image_size
+    height, width = (side, side) if isinstance(side, int) else side
+    processor = MMEVideoProcessor(
+        **{
+            "size": {"shortest_edge": min(height, width)},
+            "crop_size": {"height": height, "width": width},
+            "num_frames": args.num_frames or preset.num_frames,
+            "patch_size": preset.patch_size,
+            "tubelet_size": preset.tubelet_size,
+            "frame_stride": args.frame_stride,
+            "trajectory_num_steps": args.trajectory_num_steps,
+            "mask_type": args.mask_type,
+            "mask_ratio": args.mask_ratio,
+            "tracker": args.tracker,
+            **args.processor_options,
+        }
+    )
+    targets = processor.motion_target_config()
+    if args.model_name_or_path:
+        model = MMEForPreTraining.from_pretrained(args.model_name_or_path, **args.model_options)
+        expected = {name: target["size"] for name, target in targets.items()}
+        found = {name: target["size"] for name, target in model.config.motion_targets.items()}
+        if expected != found:
+            raise ValueError(
+                f"model_name_or_path ({args.model_name_or_path!r}) predicts {found} values per token, but the processor "
+                f"makes {expected}. Set --trajectory_num_steps and processor_options as the weights were trained with."
+            )
+        return model, processor
+    options = {
+        "image_size": side,
+        "num_frames": processor.num_frames,
+        "patch_size": processor.patch_size,
+        "tubelet_size": processor.tubelet_size,
+        "motion_targets": targets,
+    }
+    return MMEForPreTraining(preset_config(args.preset, **{**options, **args.model_options})), processor
+
+
+def load_records(args: PretrainingArguments) -> tuple[VideoRecords, VideoRecords | None, float]:
+    """Return the training videos, those for held-out clips, and the share of each that is held out.
+
+    The second is None where nothing is held out. The share is 0 where held-out clips have videos of their own.
+    """
+    if args.dataset_name:
+        options = {"config_name": args.dataset_config_name, "streaming": args.streaming}
+        train = load_dataset_records(args.dataset_name, split=args.dataset_split, **options)
+    elif args.train_dir:
+        train = load_folder_records(args.train_dir)
+    elif args.train_manifest:
+        train = load_manifest_records(args.train_manifest)
+    else:
+        train = load_sample_records()
+    if args.has_validation_data:
+        if args.validation_split:
+            validation = load_dataset_records(args.dataset_name, split=args.validation_split, **options)
+        elif args.validation_dir:
+            validation = load_folder_records(args.validation_dir)
+        else:
+            validation = load_manifest_records(args.validation_manifest)
+        return train, validation, 0.0
+    has_own_data = args.dataset_name or args.train_dir or args.train_manifest
+    fraction = args.held_out_fraction
+    if fraction is None:
+        fraction = 0.0 if has_own_data else SAMPLE_HELD_OUT_FRACTION
+    return train, (train if fraction else None), fraction
+
+
+def train_sampling(args: PretrainingArguments, held_out_fraction: float) -> ClipSampling:
+    """Return how training clips are cut: at random times, crops and flips, never from the held-out part."""
+    return ClipSampling(
+        samples_per_video=args.samples_per_video,
+        flip_probability=args.flip_probability,
+        reader=args.reader,
+        **_part("train", held_out_fraction),
+    )
+
+
+def held_out_sampling(args: PretrainingArguments, held_out_fraction: float) -> ClipSampling:
+    """Return how held-out clips are cut: evenly spaced over the held-out part, centre crop, no flip."""
+    return ClipSampling(
+        samples_per_video=args.num_eval_clips,
+        is_random=False,
+        reader=args.reader,
+        **_part("held_out", held_out_fraction),
+    )
+
+
+def _part(part: str, held_out_fraction: float) -> dict:
+    return {"part": part, "held_out_fraction": held_out_fraction} if held_out_fraction else {}
+
+
+def num_default_workers() -> int:
+    """Return how many decoding processes suit each training process: the cores, shared out, but at most 8."""
+    return max(1, min(8, _num_cores() // _num_local_processes()))
+
+
+def use_all_cores() -> None:
+    """Give torch its cores back: `accelerate launch` and `torchrun` leave each process one thread."""
+    torch.set_num_threads(max(1, _num_cores() // _num_local_processes()))
+
+
+def schedule_lengths(args: PretrainingArguments, num_videos: int | None, global_batch_size: int) -> tuple[int, int]:
+    """Return (number of updates, number of warm-up updates).
+
+    Args:
+        args: Say how long, in epochs or in steps.
+        num_videos: Videos in an epoch; None for a stream.
+        global_batch_size: Clips in an update.
+
+    Raises:
+        ValueError: If warm-up is longer than the run, or a stream's warm-up is given in epochs.
+    """
+    if num_videos is None:
+        if args.warmup_epochs and args.warmup_steps is None:
+            raise ValueError(f"warmup_epochs ({args.warmup_epochs}) needs the number of videos. Give --warmup_steps.")
+        return args.max_train_steps, args.warmup_steps or 0
+    updates_per_epoch = num_videos * args.samples_per_video / global_batch_size
+    num_steps = args.max_train_steps or max(1, ceil(args.num_train_epochs * updates_per_epoch))
+    num_warmup = args.warmup_steps if args.warmup_steps is not None else round(args.warmup_epochs * updates_per_epoch)
+    if num_warmup > num_steps:
+        raise ValueError(f"warm-up takes {num_warmup} of {num_steps} updates. Shorten it, or train longer.")
+    return num_steps, num_warmup
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _num_local_processes() -> int:
+    # Set by torchrun and accelerate launch: the processes on this machine, which share its cores.
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

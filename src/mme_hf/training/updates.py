@@ -1,0 +1,121 @@
+"""One optimizer update, over any number of batches and processes."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from ..data import BadVideo
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or the gradient is infinite or not a number."""
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What one update did, over all processes.
+
+    Attributes:
+        loss: Mean loss over the clips.
+        target_losses: Unweighted loss of each target, mean over the clips.
+        grad_norm: Norm of the gradient before clipping.
+        num_clips: Clips the gradient is made of.
+        num_records: Videos that were tried.
+        bad_videos: Videos that could not be read.
+    """
+
+    loss: float
+    target_losses: Mapping[str, float]
+    grad_norm: float
+    num_clips: int
+    num_records: int
+    bad_videos: Sequence[BadVideo]
+
+
+def run_update(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Mapping],
+    *,
+    clips_per_batch: int,
+    step: int,
+    max_grad_norm: float | None = None,
+) -> UpdateReport:
+    """Do one update over `batches`, as if they and those of all other processes were one batch.
+
+    The gradient is the sum over the clips divided by the number of clips a full update has: a clip that could not be
+    read makes the update that much smaller and shifts no weight to the others, so no process needs to know how many
+    clips another one lost.
+
+    Args:
+        accelerator: Prepared `model` and `optimizer`.
+        model: `MMEForPreTraining`, prepared.
+        optimizer: Prepared.
+        batches: This process' batches, as `ClipCollator` makes them.
+        clips_per_batch: Clips of a batch in which every video could be read.
+        step: Number of this update, for the error message.
+        max_grad_norm: Clip the gradient's norm to this.
+
+    Raises:
+        NonFiniteLossError: Before the optimizer's step, on every process, naming the videos.
+    """
+    optimizer.zero_grad()
+    losses, totals = [], 0.0
+    for position, batch in enumerate(batches):
+        is_last = position == len(batches) - 1
+        inputs = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch["inputs"].items()}
+        num_clips = len(inputs["pixel_values"])
+        with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
+            outputs = model(**inputs)
+            accelerator.backward(outputs.loss * (num_clips / (clips_per_batch * len(batches))))
+        losses.append(outputs.loss.detach())
+        values = torch.stack([outputs.loss.detach(), *(loss.detach() for loss in outputs.target_losses.values())])
+        totals = totals + num_clips * values
+    names = list(outputs.target_losses)
+    counts = [
+        sum(len(batch["sources"]) for batch in batches),
+        sum(batch["num_records"] for batch in batches),
+        sum(len(batch["bad_videos"]) for batch in batches),
+    ]
+    grad_norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if max_grad_norm is None else max_grad_norm)
+    totals = torch.cat([totals, totals.new_tensor(counts)])
+    # The only wait for the device in an update.
+    sums = accelerator.reduce(totals, reduction="sum").tolist()
+    *sums, num_clips, num_records, num_bad = sums
+    means = [value / max(num_clips, 1) for value in sums]
+    grad_norm = float(grad_norm)
+    # With fp16 an infinite gradient is normal: the scaler skips the step.
+    is_finite = math.isfinite(means[0]) and (math.isfinite(grad_norm) or accelerator.scaler is not None)
+    if not is_finite:
+        raise _non_finite_error(batches, losses, means[0], grad_norm, step)
+    optimizer.step()
+    return UpdateReport(
+        loss=means[0],
+        target_losses=dict(zip(names, means[1:], strict=True)),
+        grad_norm=grad_norm,
+        num_clips=int(num_clips),
+        num_records=int(num_records),
+        bad_videos=gather_object([bad for batch in batches for bad in batch["bad_videos"]]) if num_bad else [],
+    )
+
+
+def _non_finite_error(
+    batches: Sequence[Mapping], losses: Sequence[torch.Tensor], loss: float, grad_norm: float, step: int
+) -> NonFiniteLossError:
+    suspects = [
+        batch for batch, value in zip(batches, losses, strict=True) if not math.isfinite(value) or math.isfinite(loss)
+    ]
+    sources = sorted(set(gather_object([source for batch in suspects for source in batch["sources"]])))
+    return NonFiniteLossError(
+        f"step {step}: loss {loss}, gradient norm {grad_norm}: not finite. The model was not updated. Videos of the "
+        f"batch: {', '.join(sources)}. Look at these, lower --learning_rate, set --max_grad_norm, or use bf16 or no "
+        "mixed precision instead of fp16."
+    )

@@ -1,0 +1,273 @@
+"""From any video a user may hand over to the frames the model sees: which frames, which part, which values."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.image_utils import (
+    ChannelDimension,
+    SizeDict,
+    infer_channel_dimension_format,
+    is_valid_image,
+    pil_torch_interpolation_mapping,
+)
+from transformers.video_utils import VideoMetadata
+
+from .trajectories_mme import ClipGeometry
+
+# "auto" -> a function that opens a path or bytes as a reader (num_frames, average_fps, frames_at, close). Empty until
+# `mme_hf` is imported: the exported core must not depend on a decoder. Without it transformers' own decoding is used.
+VIDEO_OPENERS: dict[str, Callable[[Any], Any]] = {}
+
+CropBox = tuple[int, int, int, int]
+
+
+def is_encoded(source: Any) -> bool:
+    """Return whether a video still has to be decoded: a path, URL, bytes, file object or torchcodec decoder."""
+    return isinstance(source, str | Path | bytes) or hasattr(source, "get_frames_at") or hasattr(source, "read")
+
+
+def read_frames(
+    source: Any, sampler: Callable[[VideoMetadata], np.ndarray] | None, fetch_videos: Callable[..., Any]
+) -> tuple[Any, VideoMetadata]:
+    """Return the frames that `sampler` chooses, of which only these are decoded, and what is known of the video.
+
+    Args:
+        source: What `is_encoded` accepts.
+        sampler: Frame indices for a video; None for all frames.
+        fetch_videos: transformers' own decoding, for URLs and where no opener is registered.
+
+    Raises:
+        ValueError: If only mme_hf's readers can open the source, and they are not registered.
+    """
+
+    def choose(video: VideoMetadata) -> list[int]:
+        indices = np.arange(video.total_num_frames) if sampler is None else sampler(video)
+        video.frames_indices = [int(index) for index in indices]
+        return video.frames_indices
+
+    if hasattr(source, "get_frames_at"):  # a torchcodec VideoDecoder, which `datasets` yields
+        known = source.metadata
+        video = VideoMetadata(total_num_frames=known.num_frames, fps=known.average_fps, video_backend="torchcodec")
+        return source.get_frames_at(indices=choose(video)).data, video
+    is_url = isinstance(source, str) and source.startswith(("http://", "https://"))
+    opener = VIDEO_OPENERS.get("auto")
+    if opener is None or is_url:
+        if not isinstance(source, str | Path):
+            raise ValueError(
+                f"a video given as {type(source).__name__} needs the readers of mme_hf: "
+                "install mme_hf (pip install mme_hf) and `import mme_hf`, or give a path."
+            )
+        return fetch_videos(str(source), sample_indices_fn=lambda metadata, **_: np.array(choose(metadata)))
+    reader = opener(source)
+    try:
+        video = VideoMetadata(total_num_frames=reader.num_frames, fps=reader.average_fps)
+        return reader.frames_at(choose(video)), video
+    finally:
+        reader.close()
+
+
+def as_frames(source: Any, input_data_format: str | None, convert_to_rgb: Callable | None) -> torch.Tensor:
+    """Return an array, tensor or list of frames as a tensor (T, C, H, W), uint8 or floating point.
+
+    Args:
+        source: Frames (T, C, H, W) or (T, H, W, C), one frame without T, or a list of frames (PIL images included).
+        input_data_format: "channels_first" or "channels_last"; None to see it from the shape.
+        convert_to_rgb: Function for frames with an alpha channel; None leaves the channels as they are.
+
+    Raises:
+        ValueError: If shape or dtype is none of a video's, or the frames of a list differ in size.
+    """
+    if isinstance(source, list | tuple):
+        frames = [frame.convert("RGB") if hasattr(frame, "convert") else frame for frame in source]
+        frames = [_as_tensor(np.asarray(frame)) for frame in frames]
+        if len({frame.shape for frame in frames}) != 1:
+            raise ValueError("the frames of a video differ in size. Give frames of one size, or a list of videos.")
+        frames = torch.stack([frame[..., None] if frame.ndim == 2 else frame for frame in frames])
+    else:
+        frames = _as_tensor(source)
+        frames = frames[None] if frames.ndim == 3 else frames
+    shape = tuple(frames.shape)
+    if frames.ndim != 4 or 0 in shape:
+        raise ValueError(f"a video has shape {shape}; it must be (T, C, H, W) or (T, H, W, C), with no side empty.")
+    if frames.dtype != torch.uint8 and not frames.is_floating_point():
+        raise ValueError(f"a video has dtype {frames.dtype}; it must be uint8 in [0, 255] or floating point.")
+    layout = input_data_format or infer_channel_dimension_format(frames, num_channels=(1, 3, 4))
+    if ChannelDimension(layout) == ChannelDimension.LAST:
+        frames = frames.permute(0, 3, 1, 2)
+    if convert_to_rgb is None or frames.shape[1] == 3:
+        return frames
+    return frames.expand(-1, 3, -1, -1) if frames.shape[1] == 1 else convert_to_rgb(frames)
+
+
+def _as_tensor(array: Any) -> torch.Tensor:
+    # torch warns about read-only arrays, which decoders and PIL give; only these are copied.
+    return torch.as_tensor(np.require(array, requirements=["W"]) if isinstance(array, np.ndarray) else array)
+
+
+def flatten_batch(videos: Any) -> list[Any]:
+    """Return the videos one by one; a list of frames is one video, a list of anything else a batch."""
+    if is_encoded(videos):
+        return [videos]
+    if isinstance(videos, np.ndarray | torch.Tensor):
+        return list(videos) if videos.ndim == 5 else [videos]
+    if not isinstance(videos, list | tuple):
+        if is_valid_image(videos):
+            return [[videos]]
+        raise ValueError(
+            f"videos is a {type(videos).__name__}; give a path, bytes, an array or tensor of frames, a list of frames, "
+            "a torchcodec VideoDecoder, or a list of these."
+        )
+    if not videos:
+        raise ValueError("videos is an empty list; give at least one video or frame.")
+    first = videos[0]
+    is_frame = hasattr(first, "convert") or (isinstance(first, np.ndarray | torch.Tensor) and first.ndim <= 3)
+    return [list(videos)] if is_frame else [clip for item in videos for clip in flatten_batch(item)]
+
+
+def take_frames(frames: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
+    """Return frames (T, C, H, W) at indices; a view where they are evenly spaced, in the memory layout of the input."""
+    steps = {after - before for before, after in pairwise(indices)}
+    if len(steps) <= 1 and min(steps, default=1) > 0:
+        return frames[indices[0] : indices[-1] + 1 : min(steps, default=1)]
+    index = torch.tensor(indices, device=frames.device)
+    if frames.stride(-3) == 1:  # interleaved channels: indexing the planes would rearrange them
+        return frames.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+    return frames.index_select(0, index)
+
+
+def one_per_clip(name: str, value: Any, num_clips: int, is_one: Callable[[Any], bool]) -> list[Any]:
+    """Return a list with one value per clip, from one value for all or a list.
+
+    Args:
+        name: Of the argument, for the error.
+        value: One value, None, or a list of `num_clips`.
+        num_clips: Number of clips.
+        is_one: Tells one value from a list of them.
+
+    Raises:
+        ValueError: If the list has another length.
+    """
+    if value is None or is_one(value):
+        return [value] * num_clips
+    if len(value) != num_clips:
+        raise ValueError(f"{name} has {len(value)} entries for {num_clips} videos. Give one, or one per video.")
+    return list(value)
+
+
+@dataclass(frozen=True)
+class RawFramePlan:
+    """Which raw frames a sample needs; the other lists index into them.
+
+    Attributes:
+        raw_frames: Raw frames to crop and resize, ascending.
+        inputs: Positions of the input frames.
+        starts: Positions of the frames that tracks start at, one per tubelet.
+        is_lost: For each start, whether its track runs into frames that only repeat the last one.
+    """
+
+    raw_frames: list[int]
+    inputs: list[int]
+    starts: list[int]
+    is_lost: list[bool]
+
+
+def raw_window(options: Any, stride: int) -> int:
+    """Return how many raw frames a sample needs at a stride, from its first input frame to its last tracked one."""
+    last_input = (options.num_frames - 1) * stride
+    last_tracked = (options.num_frames - options.tubelet_size) * stride + options.trajectory_num_steps
+    return max(last_input, last_tracked) + 1
+
+
+def _largest_stride(num_raw: int, options: Any) -> int:
+    """Return the largest stride up to frame_stride whose window fits, 1 if none does."""
+    strides = range(options.frame_stride, 0, -1)
+    return next((stride for stride in strides if raw_window(options, stride) <= num_raw), 1)
+
+
+def fitting_window(num_available: int, options: Any) -> int:
+    """Return how many raw frames a sample takes of a video: the window of the largest stride that fits, else all."""
+    return min(num_available, raw_window(options, _largest_stride(num_available, options)))
+
+
+def raw_frame_sampler(options: Any) -> Callable[[VideoMetadata], np.ndarray]:
+    """Return a function that chooses the raw frames of one sample from the middle of a video."""
+
+    def choose(video: VideoMetadata) -> np.ndarray:
+        total = video.total_num_frames
+        window = fitting_window(total, options)
+        return np.arange(window) + (total - window) // 2
+
+    return choose
+
+
+def plan_raw_frames(num_raw: int, options: Any) -> RawFramePlan:
+    """Return what one sample takes from `num_raw` raw frames: the first window at the largest stride that fits."""
+    stride, num_steps = _largest_stride(num_raw, options), options.trajectory_num_steps
+    inputs = [frame * stride for frame in range(options.num_frames)]
+    starts = inputs[:: options.tubelet_size]
+    needed = sorted({*inputs, *(start + step for start in starts for step in range(num_steps + 1))})
+    position = {frame: index for index, frame in enumerate(needed)}
+    return RawFramePlan(
+        raw_frames=[min(frame, num_raw - 1) for frame in needed],
+        inputs=[position[frame] for frame in inputs],
+        starts=[position[frame] for frame in starts],
+        is_lost=[start + num_steps > num_raw - 1 for start in starts],
+    )
+
+
+def clip_geometry(frames: torch.Tensor, crop_box: CropBox | None, flip: bool, options: Any) -> ClipGeometry:
+    """Return the crop, resize and flip of a clip (T, C, H, W).
+
+    Args:
+        frames: Source frames.
+        crop_box: (left, top, width, height) in source pixels; None for shortest-edge resize and centre crop.
+        flip: Whether to mirror left to right.
+        options: The processor's options.
+
+    Raises:
+        ValueError: If the box is malformed or outside the frame, or the sizes do not fit together.
+    """
+    height, width = frames.shape[-2:]
+    interpolation = pil_torch_interpolation_mapping.get(options.resample, options.resample)
+    crop_size = options.crop_size
+    if crop_box is not None:
+        if len(crop_box) != 4 or any(int(value) != value for value in crop_box):
+            raise ValueError(f"crop_box ({crop_box}) must be four whole numbers: left, top, width, height in pixels.")
+        left, top, box_width, box_height = (int(value) for value in crop_box)
+        geometry = ClipGeometry(
+            left, top, box_width, box_height, crop_size.height, crop_size.width, bool(flip), None, interpolation
+        )
+        geometry.check_frame_size(height, width)
+        return geometry
+    resized = _resized_size(height, width, options.size) if options.do_resize else (height, width)
+    out_height, out_width = (crop_size.height, crop_size.width) if options.do_center_crop else resized
+    return ClipGeometry(0, 0, width, height, out_height, out_width, bool(flip), resized, interpolation)
+
+
+def _resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
+    if size.height and size.width:
+        return size.height, size.width
+    if not size.shortest_edge or size.longest_edge:
+        raise ValueError(f"size ({dict(size)}) must give 'shortest_edge', or 'height' and 'width'.")
+    edge = size.shortest_edge  # truncated as transformers and torchvision do
+    return (edge, int(edge * width / height)) if height <= width else (int(edge * height / width), edge)
+
+
+def normalize_frames(frames: torch.Tensor, options: Any) -> torch.Tensor:
+    """Return frames (T, C, H, W) rescaled and normalised in one pass, float32, planes contiguous."""
+    if not (options.do_rescale or options.do_normalize):
+        return frames.contiguous()
+    scale = options.rescale_factor if options.do_rescale else 1.0
+    mean, std = (options.image_mean, options.image_std) if options.do_normalize else (0.0, 1.0)
+    mean, std = (torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1) for value in (mean, std))
+    factor, offset = (scale / std).to(frames.device), (-mean / std).to(frames.device)
+    pixels = torch.empty(frames.shape, dtype=torch.float32, device=frames.device)
+    # Frame by frame on the CPU so that three passes stay in the cache; the 8-bit planes are separated first.
+    for source, target in zip(frames.split(1), pixels.split(1), strict=True):
+        target.copy_(source.contiguous(memory_format=torch.contiguous_format)).mul_(factor).add_(offset)
+    return pixels

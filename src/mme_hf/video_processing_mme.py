@@ -1,0 +1,400 @@
+"""Pixels for everyone, and masks and motion targets for pre-training, all from one array of raw frames."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.dataclasses import validate_typed_dict
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    PILImageResampling,
+)
+from transformers.processing_utils import Unpack, VideosKwargs
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.video_processing_utils import BaseVideoProcessor
+from transformers.video_utils import VideoMetadata
+
+from .masking_mme import build_mask, check_mask_ratio, check_mask_type
+from .motion_targets_mme import MotionClip, build_targets
+from .trajectories_mme import POINT_LAYOUTS, ClipGeometry, Trajectories, build_tracker, grid_points
+from .video_inputs_mme import (
+    VIDEO_OPENERS,  # noqa: F401 (mme_hf fills it here)
+    CropBox,
+    RawFramePlan,
+    as_frames,
+    clip_geometry,
+    fitting_window,
+    flatten_batch,
+    is_encoded,
+    normalize_frames,
+    one_per_clip,
+    plan_raw_frames,
+    raw_frame_sampler,
+    raw_window,
+    read_frames,
+    take_frames,
+)
+
+
+class MMEVideoProcessorKwargs(VideosKwargs, total=False):
+    """Options of `MMEVideoProcessor`, saved with it; each can be given anew in a call.
+
+    Attributes:
+        frame_stride: Raw frames from one input frame to the next.
+        patch_size: Side of a token in pixels.
+        tubelet_size: Input frames of a token.
+        mask_type: "tube", "cube" or "random".
+        mask_ratio: Share of tokens to hide.
+        trajectory_num_steps: Raw frames that points are followed for, from the first frame of each tubelet.
+        cell_size_px: One point is followed per cell of this side.
+        point_layout: "cell_center", or "reference" (see `grid_points`).
+        tracker: Name of a registered tracker; in a call, any tracker.
+        tracker_options: Options of the tracker.
+        motion_targets: Target name -> its options; the order is that of the columns of `labels`.
+    """
+
+    frame_stride: int | None
+    patch_size: int | None
+    tubelet_size: int | None
+    mask_type: str | None
+    mask_ratio: float | None
+    trajectory_num_steps: int | None
+    cell_size_px: int | None
+    point_layout: str | None
+    tracker: Any
+    tracker_options: dict[str, Any] | None
+    motion_targets: dict[str, dict[str, Any]] | None
+
+
+class MMEVideoProcessor(BaseVideoProcessor):
+    """Turns videos into `pixel_values`, and on request raw frames into everything pre-training needs.
+
+    Without targets it takes a path, `Path`, bytes, array, tensor, list of frames or torchcodec decoder, or a list of
+    these. `num_frames` frames are taken at `frame_stride` (or at `fps`) from the middle of the video; a shorter one
+    takes the largest stride that fits, and below that repeats its last frame.
+    """
+
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"shortest_edge": 224}  # noqa: RUF012 (the base class copies every default onto the instance)
+    default_to_square = False
+    crop_size = {"height": 224, "width": 224}  # noqa: RUF012
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    do_convert_rgb = True
+    do_sample_frames = True
+    num_frames = 16
+    frame_stride = 4
+    patch_size = 16
+    tubelet_size = 2
+    mask_type = "tube"
+    mask_ratio = 0.7
+    trajectory_num_steps = 4
+    cell_size_px = 8
+    point_layout = "cell_center"
+    tracker = "dis"
+    tracker_options = {}  # noqa: RUF012
+    motion_targets = {"shape": {}, "position": {}}  # noqa: RUF012
+    valid_kwargs = MMEVideoProcessorKwargs
+    model_input_names = ["pixel_values"]  # noqa: RUF012
+
+    def __init__(self, **kwargs: Unpack[MMEVideoProcessorKwargs]):
+        if isinstance(kwargs.get("motion_targets"), list):
+            kwargs["motion_targets"] = {item["name"]: _without_name(item) for item in kwargs["motion_targets"]}
+        super().__init__(**kwargs)
+        _check_options(self)
+
+    def raw_window(self, frame_stride: int | None = None) -> int:
+        """Return how many raw frames one sample needs, those of its tracks included.
+
+        Args:
+            frame_stride: Raw frames between input frames; None for the processor's own.
+        """
+        stride = self.frame_stride if frame_stride is None else frame_stride
+        return raw_window(self, stride)
+
+    def raw_window_for(self, num_available: int) -> int:
+        """Return how many raw frames a sample takes of a video with `num_available` frames.
+
+        That is the window of the largest stride up to `frame_stride` that fits, or all frames where none fits.
+        """
+        return fitting_window(num_available, self)
+
+    def motion_target_config(self) -> dict[str, dict[str, Any]]:
+        """Return name -> size, activation and weight of every target: what `MMEConfig.motion_targets` holds."""
+        config = SimpleNamespace(
+            num_channels=3,
+            patch_size=self.patch_size,
+            tubelet_size=self.tubelet_size,
+            trajectory_num_steps=self.trajectory_num_steps,
+        )
+        targets = build_targets(self.motion_targets, cell_size_px=self.cell_size_px)
+        return {
+            name: {"size": target.size(config), "activation": target.activation, "weight": float(target.weight)}
+            for name, target in targets.items()
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain values: a tracker object as its name and options, `motion_targets` as a list.
+
+        transformers writes JSON with sorted keys; the order of the targets, which is that of the columns of `labels`,
+        survives only in a list.
+        """
+        options = super().to_dict()
+        options["motion_targets"] = [{"name": name, **own} for name, own in self.motion_targets.items()]
+        tracker = self.tracker
+        if not isinstance(tracker, str):
+            options["tracker"] = getattr(tracker, "name", repr(tracker))
+            options["tracker_options"] = dict(getattr(tracker, "options", {}))
+        return options
+
+    def sample_frames(
+        self,
+        metadata: VideoMetadata,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        frame_stride: int | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Return the indices of `num_frames` frames from the middle of a video.
+
+        Args:
+            metadata: Number of frames and frame rate of the video.
+            num_frames: Frames to take; None for the processor's own.
+            fps: Frames per second to take; wins over `frame_stride`.
+            frame_stride: Frames from one to the next; None for the processor's own.
+            kwargs: Other options of the processor, not used.
+
+        Raises:
+            ValueError: If the video has no frames, or `fps` is given and its frame rate is unknown.
+        """
+        num_frames = self.num_frames if num_frames is None else num_frames
+        frame_stride = self.frame_stride if frame_stride is None else frame_stride
+        total = metadata.total_num_frames
+        if num_frames < 1 or frame_stride < 1:
+            raise ValueError(f"num_frames ({num_frames}) and frame_stride ({frame_stride}) must be at least 1.")
+        if not total:
+            raise ValueError("the video has no frames (total_num_frames = 0); there is nothing to sample.")
+        longest_stride = (total - 1) / (num_frames - 1) if num_frames > 1 else 1
+        if fps is None:
+            stride = min(frame_stride, int(longest_stride))
+        elif metadata.fps:
+            stride = min(metadata.fps / fps, longest_stride)
+        else:
+            raise ValueError(
+                f"fps ({fps}) needs the frame rate of the video. Pass video_metadata with fps, or fps=None."
+            )
+        offsets = np.arange(num_frames) * max(stride, 1)
+        start = max(0.0, (total - 1 - offsets[-1]) // 2)
+        return np.minimum(np.round(start + offsets), total - 1).astype(int)
+
+    def preprocess(
+        self,
+        videos: Any,
+        *,
+        return_targets: bool = False,
+        generator: torch.Generator | None = None,
+        crop_box: CropBox | Sequence[CropBox] | None = None,
+        flip: bool | Sequence[bool] = False,
+        bool_masked_pos: torch.Tensor | None = None,
+        **kwargs: Unpack[MMEVideoProcessorKwargs],
+    ) -> BatchFeature:
+        """Return the inputs of the model for one video or a list of them.
+
+        Args:
+            videos: One video or a list. With targets an array holds *raw* frames, uint8, of which the first
+                `raw_window()` are used (a path, bytes or decoder gives those in its middle).
+            return_targets: Whether to add mask and motion targets.
+            generator: Source of randomness of the masks, on the CPU; None draws from torch's default generator.
+            crop_box: (left, top, width, height) in source pixels, cut out and resized to `crop_size`, in place of
+                shortest-edge resize and centre crop. One for all videos, or one per video.
+            flip: Whether to mirror left to right, one for all videos or one per video.
+            bool_masked_pos: Masks to use in place of drawn ones, shape (tokens,) or (batch, tokens).
+            kwargs: Options to use in place of the processor's own, see `MMEVideoProcessorKwargs`.
+
+        Returns:
+            pixel_values float32 (batch, frames, channels, height, width), and with targets bool_masked_pos
+            (batch, tokens), masked_indices (batch, masked), labels (batch, tokens, sum of target sizes) and
+            target_mask (batch, tokens, targets).
+
+        Raises:
+            ValueError: If an option, the input or the crop box cannot be used; the message says which and why.
+        """
+        options = self._resolve_options(kwargs)
+        sources = flatten_batch(videos)
+        boxes = one_per_clip("crop_box", crop_box, len(sources), lambda box: not isinstance(box[0], list | tuple))
+        flips = one_per_clip("flip", flip, len(sources), lambda value: isinstance(value, bool))
+        metadata = one_per_clip(
+            "video_metadata", options.video_metadata, len(sources), lambda m: isinstance(m, Mapping)
+        )
+        sampler = self._sampler(options, return_targets)
+        loaded = [self._load(*item, options, sampler, return_targets) for item in zip(sources, metadata, strict=True)]
+        clips = [frames for frames, _ in loaded]
+        geometries = [clip_geometry(*item, options) for item in zip(clips, boxes, flips, strict=True)]
+        if return_targets:
+            masks = _given_masks(bool_masked_pos, len(sources))
+            samples = [self._sample(*item, options, generator) for item in zip(clips, geometries, masks, strict=True)]
+            data = {name: _stack([sample[name] for sample in samples], name) for name in samples[0]}
+        else:
+            pixels = [
+                normalize_frames(geometry.apply_to_frames(clip), options)
+                for clip, geometry in zip(clips, geometries, strict=True)
+            ]
+            same_shape = len({clip.shape for clip in pixels}) == 1
+            data = {"pixel_values": _stack(pixels, "pixel_values") if options.return_tensors and same_shape else pixels}
+        batch = BatchFeature(data=data, tensor_type=options.return_tensors)
+        if options.return_metadata:
+            batch["video_metadata"] = [video for _, video in loaded]
+        return batch
+
+    def _resolve_options(self, kwargs: dict[str, Any]) -> SimpleNamespace:
+        """Return all options as attributes: those of the call, otherwise the processor's own (as transformers does)."""
+        names = list(self.valid_kwargs.__annotations__)
+        unknown = sorted(set(kwargs) - {*names, "return_tensors"})
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no option {', '.join(unknown)}. Its options are {names}.")
+        validate_typed_dict(self.valid_kwargs, kwargs)
+        options = {"return_tensors": None, **{name: getattr(self, name, None) for name in names}, **kwargs}
+        options = self._standardize_kwargs(**options)
+        self._validate_preprocess_kwargs(**options)
+        return SimpleNamespace(**options)
+
+    def _sampler(self, options: SimpleNamespace, is_raw: bool) -> Callable[[VideoMetadata], np.ndarray] | None:
+        """Return what chooses the frames of a video that is longer than needed; None takes all."""
+        if is_raw:
+            _check_options(options)
+            return raw_frame_sampler(options)
+        return partial(self.sample_frames, **vars(options)) if options.do_sample_frames else None
+
+    def _load(
+        self,
+        source: Any,
+        metadata: VideoMetadata | dict | None,
+        options: SimpleNamespace,
+        sampler: Callable[[VideoMetadata], np.ndarray] | None,
+        is_raw: bool,
+    ) -> tuple[torch.Tensor, VideoMetadata]:
+        """Return the wanted frames of one video as (T, C, H, W), and what is known of it."""
+        to_rgb = self.convert_to_rgb if options.do_convert_rgb else None
+        if is_encoded(source):
+            frames, video = read_frames(source, sampler, self.fetch_videos)
+            frames = as_frames(frames, options.input_data_format, to_rgb)
+        else:
+            frames = as_frames(source, options.input_data_format, to_rgb)
+            known = {"total_num_frames": len(frames), "height": frames.shape[-2], "width": frames.shape[-1]}
+            given = metadata[0] if isinstance(metadata, list) else metadata  # transformers also allows a list per video
+            video = VideoMetadata(**{**known, **dict(given or {})})
+            video.total_num_frames = len(frames)
+            indices = sampler(video) if sampler is not None and not is_raw else np.arange(len(frames))
+            video.frames_indices = indices.tolist()
+            frames = take_frames(frames, video.frames_indices)
+        return (frames if options.device is None else frames.to(options.device)), video
+
+    def _sample(
+        self,
+        raw: torch.Tensor,
+        geometry: ClipGeometry,
+        mask: torch.Tensor | None,
+        options: SimpleNamespace,
+        generator: torch.Generator | None,
+    ) -> dict[str, torch.Tensor]:
+        """Return pixels, mask and labels of one clip of raw frames (R, C, H, W); nothing is batched yet."""
+        if raw.dtype != torch.uint8:
+            raise ValueError(
+                f"raw frames have dtype {raw.dtype}; motion targets are made from uint8 frames in [0, 255]."
+            )
+        height, width = geometry.out_height, geometry.out_width
+        if height % options.patch_size or width % options.patch_size:
+            raise ValueError(
+                f"crop_size {height}x{width} does not divide by patch_size ({options.patch_size}). "
+                "Choose a crop_size that does."
+            )
+        plan = plan_raw_frames(len(raw), options)
+        frames = geometry.apply_to_frames(take_frames(raw, plan.raw_frames))
+        pixels = normalize_frames(take_frames(frames, plan.inputs), options)
+        clip = MotionClip(pixels, options.patch_size, options.tubelet_size)
+        targets = build_targets(options.motion_targets, cell_size_px=options.cell_size_px)
+        tracks = None
+        if any(getattr(target, "needs_trajectories", True) for target in targets.values()):
+            tracks = _track(frames, plan, options)
+        values, valid = zip(*(target(clip, tracks) for target in targets.values()), strict=True)
+        grid = (len(pixels) // options.tubelet_size, height // options.patch_size, width // options.patch_size)
+        if mask is None:
+            mask = build_mask(options.mask_type, grid, options.mask_ratio, generator)
+        elif mask.numel() != grid[0] * grid[1] * grid[2]:
+            raise ValueError(f"bool_masked_pos has {mask.numel()} tokens; the clip has {' x '.join(map(str, grid))}.")
+        mask = mask.to(pixels.device)
+        return {
+            "pixel_values": pixels,
+            "bool_masked_pos": mask,
+            "masked_indices": mask.nonzero().squeeze(-1),
+            "labels": torch.cat(values, dim=-1),
+            "target_mask": torch.stack(valid, dim=-1),
+        }
+
+
+def _without_name(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in item.items() if key != "name"}
+
+
+def _check_options(options: Any) -> None:
+    """Raise ValueError naming the first option that cannot work, before any frame is touched."""
+    for name in ("num_frames", "frame_stride", "patch_size", "tubelet_size", "trajectory_num_steps", "cell_size_px"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} ({getattr(options, name)}) must be at least 1.")
+    if options.num_frames % options.tubelet_size:
+        raise ValueError(
+            f"num_frames ({options.num_frames}) does not divide by tubelet_size ({options.tubelet_size}). "
+            "Choose a tubelet_size that divides num_frames."
+        )
+    if options.patch_size % options.cell_size_px:
+        raise ValueError(
+            f"patch_size ({options.patch_size}) does not divide by cell_size_px ({options.cell_size_px}). "
+            "Choose a cell_size_px that divides patch_size."
+        )
+    if options.point_layout not in POINT_LAYOUTS:
+        raise ValueError(f"point_layout ({options.point_layout!r}) is unknown. Choose one of {list(POINT_LAYOUTS)}.")
+    if not isinstance(options.tracker, str) and not callable(options.tracker):
+        raise ValueError(f"tracker ({options.tracker!r}) must be a name or a tracker.")
+    if not options.motion_targets:
+        raise ValueError("motion_targets is empty. Name at least one target, for example {'position': {}}.")
+    check_mask_type(options.mask_type)
+    check_mask_ratio(options.mask_ratio)
+    build_targets(options.motion_targets, cell_size_px=options.cell_size_px)
+
+
+def _track(frames: torch.Tensor, plan: RawFramePlan, options: SimpleNamespace) -> Trajectories:
+    tracker = options.tracker
+    if isinstance(tracker, str):
+        tracker = build_tracker(tracker, **(options.tracker_options or {}))
+    points_xy = grid_points(*frames.shape[-2:], options.cell_size_px, options.point_layout)
+    tracks = tracker(frames, points_xy, start_frames=plan.starts, num_steps=options.trajectory_num_steps)
+    if any(plan.is_lost):
+        # Steps between copies of the last frame would look like points at rest; nothing is known of them.
+        tracks = tracks.hide(torch.tensor(plan.is_lost, device=tracks.is_visible.device)[:, None, None])
+    return tracks
+
+
+def _given_masks(mask: torch.Tensor | None, num_clips: int) -> list[torch.Tensor | None]:
+    if mask is None:
+        return [None] * num_clips
+    mask = torch.as_tensor(mask)
+    if mask.dtype != torch.bool or mask.ndim not in (1, 2) or (mask.ndim == 2 and len(mask) != num_clips):
+        raise ValueError(
+            f"bool_masked_pos has dtype {mask.dtype} and shape {tuple(mask.shape)}; it must be bool, (tokens,) or "
+            f"({num_clips}, tokens)."
+        )
+    return list(mask) if mask.ndim == 2 else [mask] * num_clips
+
+
+def _stack(tensors: list[torch.Tensor], name: str) -> torch.Tensor:
+    if len({tensor.shape for tensor in tensors}) > 1:
+        raise ValueError(f"{name} differs in shape between videos: {sorted({tuple(t.shape) for t in tensors})}.")
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)

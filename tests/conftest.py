@@ -1,0 +1,59 @@
+"""Small real videos, made by the tests themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+
+def moving_texture(num_frames: int, height: int, width: int, *, velocity=(1.0, 0.5), seed: int = 0) -> np.ndarray:
+    """Return a smooth random texture that moves by `velocity` (x, y) px per frame, uint8 (T, H, W, 3)."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    waves = [(generator.uniform(-0.5, 0.5, 2), generator.uniform(0, 6.3, 3)) for _ in range(12)]
+    frames = np.empty((num_frames, height, width, 3))
+    for t in range(num_frames):
+        for channel in range(3):
+            frames[t, ..., channel] = sum(
+                np.sin(wave[0] * (x - velocity[0] * t) + wave[1] * (y - velocity[1] * t) + phases[channel])
+                for wave, phases in waves
+            )
+    return np.clip(128 + 22 * frames, 0, 255).astype(np.uint8)
+
+
+def write_video(path: Path, frames: np.ndarray, *, codec: str = "mpeg4", fps: int = 30, **options: str) -> Path:
+    """Encode `frames` (T, H, W, 3) and return `path`."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps, options={"qscale": "2", **options})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="session")
+def video_folder(tmp_path_factory) -> Path:
+    """Six short videos in two class folders: 40 frames of 64 x 48."""
+    root = tmp_path_factory.mktemp("videos")
+    for index in range(6):
+        folder = root / ("left", "right")[index % 2]
+        folder.mkdir(exist_ok=True)
+        speed = (-1.0, 1.0)[index % 2]
+        write_video(folder / f"clip_{index}.mp4", moving_texture(40, 48, 64, velocity=(speed, 0.0), seed=index))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _keep_torch_state():
+    """Stop one test's random draws and thread count from deciding another's."""
+    state, num_threads = torch.get_rng_state(), torch.get_num_threads()
+    yield
+    torch.set_rng_state(state)
+    torch.set_num_threads(num_threads)

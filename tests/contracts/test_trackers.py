@@ -1,0 +1,123 @@
+"""What every tracker must do, whichever it is."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from mme_hf.motion import TRACKERS, build_tracker
+from mme_hf.trajectories_mme import grid_points
+
+SIZE = (96, 112)
+
+
+def texture(shift_x, shift_y, size=SIZE, seed=0):
+    """A smooth random scene, written as a sum of waves so that any sub-pixel shift of it is exact."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[: size[0], : size[1]].astype(np.float64)
+    image = np.zeros(size)
+    for _ in range(60):
+        frequency, phase = generator.uniform(-0.8, 0.8, 2), generator.uniform(0, 2 * np.pi)
+        image += np.sin(frequency[0] * (x - shift_x) + frequency[1] * (y - shift_y) + phase)
+    frame = np.clip(127 + 22 * image, 0, 255).round().astype(np.uint8)
+    return torch.from_numpy(frame).expand(3, -1, -1)
+
+
+def moving(dx, dy, num_frames=4, seed=0):
+    return torch.stack([texture(dx * t, dy * t, seed=seed) for t in range(num_frames)])
+
+
+@pytest.fixture(params=sorted(TRACKERS))
+def tracker(request):
+    return build_tracker(request.param)
+
+
+@pytest.fixture
+def points():
+    return grid_points(*SIZE)
+
+
+def test_shapes_and_types(tracker, points):
+    tracks = tracker(moving(1, 0, num_frames=6), points, start_frames=(0, 2), num_steps=3)
+    assert tracks.points_xy.shape == (2, 4, len(points), 2) and tracks.points_xy.dtype == torch.float32
+    assert tracks.is_visible.shape == (2, 4, len(points)) and tracks.is_visible.dtype == torch.bool
+    assert tracks.frame_size == SIZE
+    assert torch.equal(tracks.points_xy[:, 0], points.expand(2, -1, -1)) and tracks.is_visible[:, 0].all()
+
+
+@pytest.mark.parametrize("shift", [(0.3, -0.4), (1.5, 0.7), (-3.25, 2.6), (5.5, 0.0)])
+def test_known_sub_pixel_shifts(tracker, points, shift):
+    tracks = tracker(moving(*shift), points, num_steps=3)
+    expected = points + 3 * torch.tensor(shift)
+    # Points whose whole track stays 8 px off the border, where half of every window is known.
+    limit = torch.tensor([SIZE[1] - 9.0, SIZE[0] - 9.0])
+    inner = ((points >= 8) & (points <= limit) & (expected >= 8) & (expected <= limit)).all(-1)
+    error = (tracks.points_xy[0, -1] - expected).norm(dim=-1)[inner] / 3
+    assert inner.sum() > 50 and error.mean() < 0.2 and error.median() < 0.1
+
+
+def test_points_that_leave_the_frame_become_invisible(tracker, points):
+    tracks = tracker(moving(4.0, 0.0, num_frames=5), points, num_steps=4)
+    x = points[:, 0]
+    assert not tracks.is_visible[0, -1, x > SIZE[1] - 12].any()
+    assert tracks.is_visible[0, -1, (x > 12) & (x < SIZE[1] - 28)].all()
+    assert (tracks.is_visible[0, 1:] <= tracks.is_visible[0, :-1]).all()
+
+
+@pytest.mark.parametrize("frame", [texture(0, 0), torch.full((3, *SIZE), 90, dtype=torch.uint8)])
+def test_static_and_uniform_scenes_do_not_move(tracker, points, frame):
+    tracks = tracker(frame.expand(3, -1, -1, -1), points, num_steps=2)
+    assert tracks.displacements.abs().max() < 0.01 and tracks.is_visible.all()
+
+
+def test_batch_equals_single(tracker, points):
+    clips = torch.stack([moving(1, 0.5, seed=seed) for seed in (0, 1)])
+    both = tracker(clips, points, start_frames=(0, 1), num_steps=2)
+    assert both.points_xy.shape == (2, 2, 3, len(points), 2)
+    for index, clip in enumerate(clips):
+        one = tracker(clip, points, start_frames=(0, 1), num_steps=2)
+        torch.testing.assert_close(both.points_xy[index], one.points_xy, atol=1e-4, rtol=0)
+        assert torch.equal(both.is_visible[index], one.is_visible)
+
+
+def test_same_input_gives_the_same_tracks(tracker, points):
+    frames = moving(2, 1)
+    first, second = tracker(frames, points, num_steps=3), tracker(frames, points, num_steps=3)
+    assert torch.equal(first.points_xy, second.points_xy)
+
+
+def test_a_track_does_not_depend_on_frames_outside_it(tracker, points):
+    frames = moving(2, 1, num_frames=6)
+    alone = tracker(frames[2:5], points, num_steps=2)
+    among = tracker(frames, points, start_frames=(0, 2, 3), num_steps=2)
+    torch.testing.assert_close(among.points_xy[1], alone.points_xy[0], atol=1e-4, rtol=0)
+
+
+def test_memory_layout_does_not_matter(tracker, points):
+    frames = moving(1, 1)
+    interleaved = frames.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    expected = tracker(frames, points, num_steps=3)
+    assert torch.equal(tracker(interleaved, points, num_steps=3).points_xy, expected.points_xy)
+
+
+def test_survives_pickling_and_says_what_it_is(tracker, points):
+    again = pickle.loads(pickle.dumps(tracker))
+    frames = moving(1, 1)
+    assert torch.equal(again(frames, points, num_steps=3).points_xy, tracker(frames, points, num_steps=3).points_xy)
+    assert repr(again) == repr(tracker) and tracker.name in TRACKERS
+    assert repr(build_tracker(tracker.name, **tracker.options)) == repr(tracker)
+
+
+@pytest.mark.parametrize(
+    ("frames", "options", "message"),
+    [
+        (moving(0, 0).float(), {}, "dtype torch.float32; a tracker takes uint8"),
+        (moving(0, 0)[:, :2], {}, "shape \\(4, 2, 96, 112\\)"),
+        (moving(0, 0), {"num_steps": 4}, "needs 5 frames; there are 4"),
+        (moving(0, 0), {"start_frames": (-1,)}, "none negative"),
+    ],
+)
+def test_wrong_frames_are_refused(tracker, points, frames, options, message):
+    with pytest.raises(ValueError, match=message):
+        tracker(frames, points, **{"num_steps": 2, **options})

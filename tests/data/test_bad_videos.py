@@ -1,0 +1,66 @@
+"""The report of unreadable videos."""
+
+import json
+
+import pytest
+
+from mme_hf.data import BadVideo, BadVideoLog, TooManyBadVideosError
+
+
+def bad(name):
+    return BadVideo(name, "it is broken")
+
+
+def test_each_bad_video_is_listed_once_with_its_cause(tmp_path):
+    log = BadVideoLog(tmp_path / "bad.jsonl", num_records=100)
+    log.record([bad("a"), bad("b")], num_seen=10)
+    log.record([bad("a")], num_seen=110)
+    lines = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert lines == [{"source": "a", "cause": "it is broken"}, {"source": "b", "cause": "it is broken"}]
+    assert log.num_bad == 2
+
+
+def test_a_share_above_the_limit_stops_the_run_and_says_what_to_do(tmp_path):
+    log = BadVideoLog(tmp_path / "bad.jsonl", num_records=20, max_bad_fraction=0.05)
+    log.record([bad("a")], num_seen=1)  # 1 of 20 is exactly 5 %
+    with pytest.raises(TooManyBadVideosError, match=r"2 of 20 videos are bad.*\(5%\).*b: it is broken.*bad\.jsonl"):
+        log.record([bad("b")], num_seen=2)
+
+
+def test_a_stream_is_judged_by_what_was_seen(tmp_path):
+    log = BadVideoLog(tmp_path / "bad.jsonl", num_records=None, max_bad_fraction=0.01)
+    log.record([bad("a")], num_seen=1)  # as if 100 had been seen
+    log.record([bad("b")], num_seen=200)
+    with pytest.raises(TooManyBadVideosError, match="3 of 200 videos"):
+        log.record([bad("c")], num_seen=200)
+
+
+def test_the_first_one_stops_a_run_that_asked_for_it(tmp_path):
+    log = BadVideoLog(tmp_path / "bad.jsonl", num_records=1000, on_bad_video="error")
+    with pytest.raises(TooManyBadVideosError, match="a: it is broken"):
+        log.record([bad("a")], num_seen=1)
+    assert "it is broken" in (tmp_path / "bad.jsonl").read_text()
+
+
+def test_a_resumed_run_goes_on_with_the_list_and_cuts_a_half_written_line(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    BadVideoLog(path, num_records=100).record([bad("a")], num_seen=1)
+    path.write_text(path.read_text() + '{"source": "b", "ca')
+    log = BadVideoLog(path, num_records=100, is_continued=True)
+    log.record([bad("a"), bad("c")], num_seen=2)
+    assert [json.loads(line)["source"] for line in path.read_text().splitlines()] == ["a", "c"]
+    assert log.num_bad == 2
+
+
+def test_a_new_run_begins_a_new_list(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    BadVideoLog(path, num_records=100).record([bad("a")], num_seen=1)
+    assert BadVideoLog(path, num_records=100).num_bad == 0
+    assert not path.exists()
+
+
+def test_wrong_limits_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"max_bad_fraction \(1.5\) must lie in"):
+        BadVideoLog(tmp_path / "x", num_records=1, max_bad_fraction=1.5)
+    with pytest.raises(ValueError, match=r"on_bad_video \('ignore'\) must be"):
+        BadVideoLog(tmp_path / "x", num_records=1, on_bad_video="ignore")

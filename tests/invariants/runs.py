@@ -1,0 +1,74 @@
+"""Runs of the real script, as small as they come."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "pretrain.py"
+# 32 px, 4 frames, 2 layers of width 24, with drop path so that the model's own randomness is part of the promise.
+SMALL = {
+    "image_size": "32",
+    "num_frames": "4",
+    "frame_stride": "2",
+    "model_options": json.dumps(
+        {
+            "hidden_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 48,
+            "decoder_hidden_size": 24,
+            "decoder_num_attention_heads": 2,
+            "decoder_intermediate_size": 48,
+            "drop_path_rate": 0.2,
+        }
+    ),
+    "learning_rate": "0.05",
+    "dataloader_num_workers": "0",
+    "num_baseline_clips": "1",
+}
+
+
+def command_line(output_dir: Path, **flags: object) -> list[str]:
+    """Return the flags of a small run."""
+    merged = {**SMALL, "output_dir": str(output_dir), **{name: str(value) for name, value in flags.items()}}
+    return [str(SCRIPT), *(part for name, value in merged.items() for part in (f"--{name}", value))]
+
+
+def start(output_dir: Path, *, launcher: tuple[str, ...] = (), **flags: object) -> subprocess.Popen:
+    """Start a small run in a process of its own."""
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        [sys.executable, *launcher, *command_line(output_dir, **flags)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=output_dir.parent,
+    )
+
+
+def finish(process: subprocess.Popen, *, expected: int = 0) -> str:
+    """Wait for a run and return what it printed."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == expected, output
+    return output
+
+
+def weights(output_dir: Path) -> dict:
+    """Return the parameters at the end of a run."""
+    return load_file(output_dir / "model.safetensors")
+
+
+def logged(output_dir: Path, name: str = "train/loss") -> dict[int, float]:
+    """Return a logged value by step, the last one where a step was logged twice."""
+    events = EventAccumulator(str(output_dir / "logs" / "mme_pretraining"))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars(name)}

@@ -1,0 +1,84 @@
+"""A run that is killed and resumed equals one that never stopped, bit for bit."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from datasets import Dataset, Features, Video
+
+from . import runs
+
+
+STEPS = 9
+
+
+@pytest.fixture(scope="module")
+def sources(video_folder, tmp_path_factory):
+    """The same six videos as a folder, and as a Parquet data set of three shards to stream."""
+    shards = tmp_path_factory.mktemp("shards")
+    files = sorted(video_folder.rglob("*.mp4"))
+    for index in range(3):
+        rows = {"video": [{"bytes": path.read_bytes(), "path": path.name} for path in files[2 * index : 2 * index + 2]]}
+        Dataset.from_dict(rows, features=Features({"video": Video(decode=False)})).to_parquet(
+            shards / f"train-{index}.parquet"
+        )
+    return {
+        "rows": {"train_dir": video_folder},
+        "stream": {"dataset_name": shards, "streaming": "true", "shuffle_buffer_size": 3},
+    }
+
+
+def wait_for(condition, process, what, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"no {what} after {seconds} s"
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("kind", ["rows", "stream"])
+def test_killed_while_it_writes_a_checkpoint_and_resumed(sources, kind, tmp_path):
+    # Batches of 2 x 2 from 6 videos, so that step 4 ends inside the third epoch; workers, and two clips a video.
+    flags = {
+        **sources[kind],
+        "max_train_steps": STEPS,
+        "per_device_train_batch_size": 4,
+        "samples_per_video": 2,
+        "gradient_accumulation_steps": 2,
+        "dataloader_num_workers": 2,
+        "checkpointing_steps": 2,
+    }
+    runs.finish(runs.start(tmp_path / "whole", **flags))
+    killed = tmp_path / "killed"
+    process = runs.start(killed, **flags)
+    wait_for(lambda: (killed / "checkpoint-4.partial").is_dir(), process, "second checkpoint")
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)  # ends only once its workers, who hold the same pipe, have ended too
+    assert (killed / "checkpoint-2").is_dir()
+    assert not (killed / "model.safetensors").exists()
+    output = runs.finish(runs.start(killed, **flags, resume_from_checkpoint="latest"))
+    assert "resumed from" in output
+    whole, resumed = runs.weights(tmp_path / "whole"), runs.weights(killed)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    losses = runs.logged(killed)
+    assert sorted(losses) == list(range(1, STEPS + 1))
+    assert losses == runs.logged(tmp_path / "whole")
+
+
+def test_other_settings_are_refused_on_resume(sources, tmp_path):
+    flags = {**sources["rows"], "max_train_steps": 1, "per_device_train_batch_size": 2, "checkpointing_steps": 1}
+    runs.finish(runs.start(tmp_path / "run", **flags))
+    flags |= {"resume_from_checkpoint": "latest", "seed": 5}
+    output = runs.finish(runs.start(tmp_path / "run", **flags), expected=1)
+    assert "was written with seed 0, but this run has 5" in output
+    assert "Traceback" not in output
+
+
+def test_latest_without_a_checkpoint_starts_from_the_beginning(sources, tmp_path):
+    flags = {**sources["rows"], "max_train_steps": 1, "per_device_train_batch_size": 2}
+    output = runs.finish(runs.start(tmp_path / "run", **flags, resume_from_checkpoint="latest"))
+    assert "starting from the beginning" in output
+    assert os.path.getsize(tmp_path / "run" / "model.safetensors") > 0

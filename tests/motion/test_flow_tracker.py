@@ -1,0 +1,100 @@
+import pickle
+
+import pytest
+import torch
+
+from mme_hf.motion.dis import build_dis_tracker
+from mme_hf.motion.flow_tracker import FlowTracker, median_filter_3x3
+from mme_hf.trajectories_mme import grid_points
+
+
+class RecordedFlow:
+    """Moves everything by the number of the frame, and remembers which pairs were asked for."""
+
+    name = "recorded"
+
+    def __init__(self, scale=1.0):
+        self.pairs, self.scale = [], scale
+
+    def __call__(self, frames, pairs):
+        self.pairs += pairs
+        height, width = frames.shape[-2:]
+        flow = torch.zeros(*frames.shape[:-4], len(pairs), 2, height, width)
+        for index, (first, _) in enumerate(pairs):
+            flow[..., index, 0, :, :] = first * self.scale
+        return flow
+
+
+FRAMES = torch.zeros(20, 3, 16, 32, dtype=torch.uint8)
+
+
+def test_only_pairs_that_a_track_needs_are_computed_each_once():
+    flow = RecordedFlow(0.01)
+    tracks = FlowTracker(flow)(FRAMES, grid_points(16, 32), start_frames=(0, 2, 9), num_steps=3)
+    assert flow.pairs == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (9, 10), (10, 11), (11, 12)]
+    expected = torch.tensor([[0.0, 1, 2], [2, 3, 4], [9, 10, 11]]) * 0.01
+    torch.testing.assert_close(tracks.displacements[:, :, 0, 0], expected, atol=1e-5, rtol=0)
+
+
+def test_whole_pixel_flow_is_cut_towards_zero():
+    for scale, expected in ((0.9, 0.0), (-0.9, 0.0), (1.9, 1.0), (-1.9, -1.0)):
+        tracker = FlowTracker(RecordedFlow(scale), flow_precision="whole_pixel")
+        tracks = tracker(FRAMES, grid_points(16, 32), start_frames=(1,), num_steps=1)
+        assert tracks.displacements[0, 0, 0, 0] == expected
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (2, 2, 5, 6)])
+def test_median_filter_is_the_median_of_nine(shape):
+    flow = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(flow.flatten(0, -3), (1, 1, 1, 1), mode="replicate")
+    height, width = shape[-2:]
+    windows = torch.stack([padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)])
+    assert torch.equal(median_filter_3x3(flow), windows.median(dim=0).values.reshape(flow.shape))
+
+
+def test_median_filter_removes_a_lone_outlier_from_tracks():
+    class Spike(RecordedFlow):
+        def __call__(self, frames, pairs):
+            flow = super().__call__(frames, pairs)
+            flow[..., 3:5, 3] = 50.0
+            return flow
+
+    points = grid_points(16, 32)
+    assert FlowTracker(Spike(0.0))(FRAMES, points, num_steps=1).displacements.abs().max() > 20
+    assert FlowTracker(Spike(0.0), median_filter_size=3)(FRAMES, points, num_steps=1).displacements.abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "slow"}, "preset \\('slow'\\) must be one of"),
+        ({"finest_scale": -1}, "finest_scale \\(-1\\) must be at least 0"),
+        ({"patch_stride": 0}, "patch_stride \\(0\\) must be at least 1"),
+        ({"median_filter_size": 5}, "median_filter_size \\(5\\) must be one of"),
+        ({"flow_precision": "half"}, "flow_precision \\('half'\\) must be one of"),
+    ],
+)
+def test_wrong_dis_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        build_dis_tracker(**options)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 64), (24, 17), (33, 47)])
+def test_dis_takes_small_and_odd_frames(size):
+    frames = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    tracks = build_dis_tracker()(frames, torch.tensor([[8.0, 8.0]]), num_steps=1)
+    assert tracks.points_xy.isfinite().all()
+
+
+def test_dis_refuses_frames_too_small_for_its_patches():
+    with pytest.raises(ValueError, match="frames of 8x32 are too small for 'dis': 16 px at least"):
+        build_dis_tracker()(torch.zeros(2, 3, 8, 32, dtype=torch.uint8), torch.zeros(1, 2), num_steps=1)
+
+
+def test_dis_settings_reach_opencv_and_survive_pickling():
+    tracker = pickle.loads(pickle.dumps(build_dis_tracker(preset="ultrafast", finest_scale=2, patch_stride=5)))
+    import cv2
+
+    engine = tracker.flow._build_engine(cv2)
+    assert engine.getFinestScale() == 2 and engine.getPatchStride() == 5
+    assert engine.getVariationalRefinementIterations() == 0

@@ -1,0 +1,184 @@
+import numpy as np
+import pytest
+import torch
+
+from mme_hf.trajectories_mme import ClipGeometry, Trajectories, build_tracker, grid_points, track_points
+
+
+def constant_flow(dx, dy, num_frames=3, height=16, width=24):
+    return torch.tensor([dx, dy]).view(1, 2, 1, 1).expand(num_frames, 2, height, width)
+
+
+def affine_flow(num_frames, height, width):
+    """Analytic motion, linear in x and y, so bilinear reads of it are exact; returns flow and a point-wise function."""
+
+    def motion(xy):
+        x, y = xy[..., 0], xy[..., 1]
+        return torch.stack([0.4 + 0.02 * x - 0.01 * y, -0.3 + 0.015 * y], dim=-1)
+
+    y, x = torch.meshgrid(torch.arange(height).float(), torch.arange(width).float(), indexing="ij")
+    return motion(torch.stack([x, y], -1)).permute(2, 0, 1).expand(num_frames, 2, height, width), motion
+
+
+def track_by_loop(flow, points, num_steps, start):
+    """Point by point, written from the definition: bilinear reads, position += flow."""
+    flow, tracks = flow.numpy().astype(np.float64), np.zeros((num_steps + 1, len(points), 2))
+    for p, (x, y) in enumerate(points.numpy().astype(np.float64)):
+        tracks[0, p] = x, y
+        for step in range(num_steps):
+            w = flow[start + step]
+            cx, cy = np.clip(x, 0, w.shape[2] - 1), np.clip(y, 0, w.shape[1] - 1)
+            x0, y0 = min(int(cx), w.shape[2] - 2), min(int(cy), w.shape[1] - 2)
+            a, b = cx - x0, cy - y0
+            corners = (1 - a) * (1 - b) * w[:, y0, x0] + a * (1 - b) * w[:, y0, x0 + 1]
+            corners = corners + (1 - a) * b * w[:, y0 + 1, x0] + a * b * w[:, y0 + 1, x0 + 1]
+            x, y = x + corners[0], y + corners[1]
+            tracks[step + 1, p] = x, y
+    return tracks
+
+
+def test_grid_points_are_cell_centers_row_by_row():
+    points = grid_points(16, 24)
+    assert points.tolist() == [[3.5, 3.5], [11.5, 3.5], [19.5, 3.5], [3.5, 11.5], [11.5, 11.5], [19.5, 11.5]]
+    assert grid_points(16, 16, layout="reference").tolist() == [[4, 4], [12, 4], [4, 12], [12, 12]]
+
+
+def test_flip_maps_cell_centers_onto_the_grid_but_not_the_reference_layout():
+    for layout, maps_to_itself in (("cell_center", True), ("reference", False)):
+        points = grid_points(16, 24, layout=layout)
+        tracks = Trajectories(points.expand(1, 1, 6, 2), torch.ones(1, 1, 6, dtype=torch.bool), (16, 24)).flip()
+        same = set(map(tuple, tracks.points_xy.view(6, 2).tolist())) == set(map(tuple, points.tolist()))
+        assert same is maps_to_itself
+
+
+def test_sub_pixel_tracks_equal_a_loop_over_points():
+    generator = torch.Generator().manual_seed(0)
+    flow = torch.randn(6, 2, 16, 24, generator=generator) * 2
+    points = grid_points(16, 24)
+    tracks = track_points(flow, points, num_steps=3, start_frames=(0, 2))
+    assert tracks.points_xy.shape == (2, 4, 6, 2)
+    for index, start in enumerate((0, 2)):
+        expected = track_by_loop(flow, points, 3, start)
+        np.testing.assert_allclose(tracks.points_xy[index].numpy(), expected, atol=1e-4)
+
+
+def test_displacements_are_pixels_per_raw_frame():
+    tracks = track_points(constant_flow(0.25, -0.5), grid_points(16, 24), num_steps=3)
+    assert tracks.num_steps == 3
+    torch.testing.assert_close(tracks.displacements, torch.tensor([0.25, -0.5]).expand(1, 3, 6, 2))
+
+
+def test_batched_tracks_equal_single_ones():
+    flow = torch.randn(2, 5, 4, 2, 16, 24)
+    both = track_points(flow, grid_points(16, 24), num_steps=2, start_frames=(0, 1))
+    assert both.points_xy.shape == (2, 5, 2, 3, 6, 2)
+    one = track_points(flow[1, 3], grid_points(16, 24), num_steps=2, start_frames=(0, 1))
+    assert torch.equal(both.points_xy[1, 3], one.points_xy) and torch.equal(both.is_visible[1, 3], one.is_visible)
+
+
+def test_points_that_leave_stay_invisible_and_unclamped():
+    flow = torch.cat([constant_flow(10.0, 0.0, 1), constant_flow(-10.0, 0.0, 1)])
+    tracks = track_points(flow, grid_points(16, 24), num_steps=2)
+    assert tracks.points_xy[0, :, 2, 0].tolist() == [19.5, 29.5, 19.5]
+    assert tracks.is_visible[0, :, 2].tolist() == [True, False, False]
+    assert tracks.is_visible[0, :, 0].all()
+
+
+def test_clamped_border_reads_flow_where_the_published_code_does():
+    # The point leaves at x = 29.5, is put back to 23 and reads -3 there; positions stay sums of the flow read.
+    flow = torch.zeros(2, 2, 16, 24)
+    flow[0, 0], flow[1, 0, :, 23] = 10.0, -3.0
+    tracks = track_points(flow, grid_points(16, 24), num_steps=2, border="clamp", interpolation="nearest")
+    assert tracks.displacements[0, :, 2, 0].tolist() == [10.0, -3.0]
+
+
+def test_crop_resize_and_flip_move_points_as_pixels():
+    points = torch.tensor([[2.0, 3.0], [9.0, 1.0]]).view(1, 1, 2, 2)
+    tracks = Trajectories(points, torch.ones(1, 1, 2, dtype=torch.bool), (8, 12))
+    cropped = tracks.crop(left=1, top=2, width=6, height=4)
+    assert cropped.points_xy.view(2, 2).tolist() == [[1, 1], [8, -1]]
+    assert cropped.is_visible.flatten().tolist() == [True, False] and cropped.frame_size == (4, 6)
+    resized = cropped.resize(8, 18)  # x times 3, y times 2
+    assert resized.points_xy.view(2, 2)[0].tolist() == [4.0, 2.5]
+    assert resized.flip().points_xy.view(2, 2)[0].tolist() == [13.0, 2.5]
+    assert not resized.flip().resize(80, 80).is_visible[..., 1].any()
+
+
+@pytest.mark.parametrize("is_flipped", [False, True])
+def test_track_then_augment_equals_augment_then_track(is_flipped):
+    flow, motion = affine_flow(3, 48, 64)
+    geometry = ClipGeometry(left=8, top=4, width=40, height=32, out_height=48, out_width=40, is_flipped=is_flipped)
+    source_xy = torch.rand(50, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([30.0, 22.0]) + 12
+    tracked = geometry.apply_to_trajectories(track_points(flow, source_xy, num_steps=3))
+
+    # The same motion written in the coordinates of the augmented frame: x scales by 1, y by 1.5, flip negates x.
+    out_x, out_y = torch.meshgrid(torch.arange(40.0), torch.arange(48.0), indexing="xy")
+    x = (39 - out_x if is_flipped else out_x) + 8
+    w = motion(torch.stack([x, (out_y + 0.5) / 1.5 - 0.5 + 4], -1)) * torch.tensor([-1.0 if is_flipped else 1.0, 1.5])
+    augmented = track_points(w.permute(2, 0, 1).expand(3, 2, 48, 40), tracked.points_xy[0, 0], num_steps=3)
+    both = tracked.is_visible & augmented.is_visible
+    assert both.float().mean() > 0.8
+    torch.testing.assert_close(tracked.points_xy[both], augmented.points_xy[both], atol=1e-3, rtol=0)
+
+
+def test_geometry_keeps_a_bright_spot_under_its_point():
+    frame = torch.zeros(3, 40, 60)
+    frame[:, 20:24, 30:34] = 1.0  # centre at (31.5, 21.5)
+    geometry = ClipGeometry(10, 8, 40, 24, out_height=48, out_width=60, is_flipped=True, resized_size=(48, 80))
+    pixels = geometry.apply_to_frames(frame)[0]
+    points = torch.tensor([31.5, 21.5]).view(1, 1, 1, 2)
+    tracks = geometry.apply_to_trajectories(Trajectories(points, torch.ones(1, 1, 1, dtype=torch.bool), (40, 60)))
+    y, x = torch.meshgrid(torch.arange(48.0), torch.arange(60.0), indexing="ij")
+    centre = torch.stack([(pixels * x).sum(), (pixels * y).sum()]) / pixels.sum()
+    torch.testing.assert_close(tracks.points_xy.flatten(), centre, atol=1e-3, rtol=0)
+
+
+def test_geometry_is_the_same_for_any_memory_layout_and_batch_shape():
+    frames = torch.randint(0, 256, (2, 4, 3, 40, 60), dtype=torch.uint8)
+    geometry = ClipGeometry(3, 5, 50, 30, out_height=32, out_width=32)
+    planar = geometry.apply_to_frames(frames)
+    assert planar.shape == (2, 4, 3, 32, 32) and planar.dtype == torch.uint8
+    interleaved = frames.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    assert torch.equal(planar, geometry.apply_to_frames(interleaved))
+    assert torch.equal(planar[1, 2], geometry.apply_to_frames(frames[1, 2]))
+
+
+def test_hidden_positions_never_come_back():
+    tracks = track_points(constant_flow(0.0, 0.0), grid_points(16, 24), num_steps=2)
+    hidden = tracks.hide(torch.tensor([False, True, True]).view(1, 3, 1))
+    assert hidden.is_visible[0, 0].all() and not hidden.crop(0, 0, 24, 16).resize(9, 9).flip().is_visible[0, 1:].any()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: grid_points(16, 20), r"16x20 does not divide into cells of cell_size_px \(8\)"),
+        (lambda: grid_points(16, 16, layout="middle"), "point_layout \\('middle'\\) is unknown"),
+        (lambda: track_points(torch.zeros(3, 3, 8, 8), torch.zeros(1, 2), num_steps=1), "flow has shape"),
+        (lambda: track_points(constant_flow(0.0, 0.0), torch.zeros(2), num_steps=1), "points_xy has shape"),
+        (lambda: track_points(constant_flow(0.0, 0.0), torch.zeros(1, 2), num_steps=0), r"num_steps \(0\)"),
+        (
+            lambda: track_points(constant_flow(0.0, 0.0), torch.zeros(1, 2), num_steps=2, start_frames=(2,)),
+            "needs 5 frames; there are 4",
+        ),
+        (
+            lambda: track_points(constant_flow(0.0, 0.0), torch.zeros(1, 2), num_steps=1, interpolation="cubic"),
+            "interpolation \\('cubic'\\)",
+        ),
+        (
+            lambda: track_points(constant_flow(0.0, 0.0), torch.zeros(1, 2), num_steps=1, border="wrap"),
+            "border \\('wrap'\\)",
+        ),
+        (lambda: Trajectories(torch.zeros(3, 2), torch.ones(3, dtype=torch.bool), (8, 8)), "points_xy has shape"),
+        (lambda: Trajectories(torch.zeros(1, 1, 3, 2), torch.ones(1, 1, 3), (8, 8)), "is_visible has shape"),
+        (lambda: ClipGeometry(-1, 0, 4, 4, 8, 8), "must not be negative"),
+        (lambda: ClipGeometry(0, 0, 0, 4, 8, 8), "empty box"),
+        (lambda: ClipGeometry(0, 0, 9, 4, 8, 8).apply_to_frames(torch.zeros(3, 8, 8)), "outside the frame of 8x8"),
+        (lambda: ClipGeometry(0, 0, 4, 4, 8, 8, resized_size=(4, 9)), "smaller than the crop"),
+        (lambda: build_tracker("lucas"), "tracker \\('lucas'\\) is unknown. Choose one of"),
+        (lambda: build_tracker("dis", speed=3), "tracker 'dis' has no option speed"),
+    ],
+)
+def test_wrong_input_names_field_value_and_remedy(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

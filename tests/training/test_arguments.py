@@ -1,0 +1,66 @@
+"""Flags and recipes."""
+
+from pathlib import Path
+
+import pytest
+
+from mme_hf.training import PretrainingArguments, parse_arguments
+
+
+CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
+
+
+def parse(*argv):
+    return parse_arguments(PretrainingArguments, list(argv))
+
+
+def test_flags_win_over_the_recipe_which_wins_over_the_defaults(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("preset: small\nlearning_rate: 1.0e-3\nwith_tracking: false\nmodel_options: {drop_path_rate: 0.1}\n")
+    args = parse("--config", str(recipe), "--preset", "base")
+    assert (args.preset, args.learning_rate, args.with_tracking) == ("base", 1e-3, False)
+    assert args.model_options == {"drop_path_rate": 0.1}
+    assert args.mask_ratio == 0.7
+
+
+def test_a_recipe_with_a_name_that_is_no_flag_is_an_error(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("learning_rat: 1\n")
+    with pytest.raises(ValueError, match="sets 'learning_rat', which is no flag"):
+        parse("--config", str(recipe))
+    with pytest.raises(ValueError, match="is not a file"):
+        parse("--config", str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_read(path):
+    assert parse("--config", str(path)).config == str(path)
+
+
+def test_the_published_recipe_is_met():
+    args = parse("--config", str(next(path for path in CONFIGS if path.stem == "base-k400")))
+    assert (args.preset, args.num_train_epochs, args.learning_rate, args.min_learning_rate) == ("base", 1600, 1.5e-4, 1e-5)
+    assert (args.adam_beta1, args.adam_beta2, args.weight_decay, args.warmup_epochs) == (0.9, 0.95, 0.05, 40)
+    assert (args.frame_stride, args.trajectory_num_steps, args.mask_type, args.mask_ratio) == (4, 4, "tube", 0.7)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--per_device_train_batch_size", "0"], r"per_device_train_batch_size \(0\) must be at least 1"),
+        (["--learning_rate", "0"], r"learning_rate \(0.0\) must be above 0"),
+        (["--held_out_fraction", "1"], r"held_out_fraction \(1.0\) must lie in"),
+        (["--samples_per_video", "3"], r"batch_size \(8\) does not divide by samples_per_video \(3\)"),
+        (["--mixed_precision", "int8"], r"mixed_precision \('int8'\)"),
+        (["--train_dir", "a", "--dataset_name", "b"], "dataset_name and train_dir name different data"),
+        (["--streaming", "true"], r"streaming \(True\) needs --dataset_name"),
+        (["--streaming", "true", "--dataset_name", "b"], "Give --max_train_steps"),
+        (["--validation_dir", "a", "--validation_manifest", "b"], "validation_dir and validation_manifest"),
+        (["--validation_dir", "a", "--held_out_fraction", "0.1"], "both say what is held out"),
+        (["--model_options", "{"], "model_options .* is not JSON"),
+        (["--processor_options", "[1]"], "processor_options .* must be a JSON object"),
+    ],
+)
+def test_wrong_values_are_named_with_a_remedy(argv, message):
+    with pytest.raises(ValueError, match=message):
+        parse(*argv)

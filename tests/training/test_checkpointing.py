@@ -1,0 +1,89 @@
+"""Checkpoints are whole or absent."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from mme_hf.data import RecordCursor
+from mme_hf.training import RunState, latest_checkpoint
+from mme_hf.training.checkpointing import read_checkpoint_state, save_checkpoint
+
+
+@pytest.fixture
+def prepared():
+    accelerator = Accelerator(cpu=True)
+    model = nn.Linear(2, 2)
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.1))
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return accelerator, model, optimizer
+
+
+def save(accelerator, folder, step, **options):
+    return save_checkpoint(accelerator, folder, step=step, state={"a": 1}, process_state={"b": 2}, **options)
+
+
+def test_weights_optimizer_random_state_and_the_rest_come_back(prepared, tmp_path):
+    accelerator, model, optimizer = prepared
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: 0.5**step)
+    for _ in range(3):
+        scheduler.step()
+    state = RunState(step=3, num_records_seen=12, cursor=RecordCursor(1, 2, 7))
+    state.save(accelerator, tmp_path, scheduler=scheduler, settings={"seed": 0}, total_limit=None)
+    weight, moments = model.weight.clone(), optimizer.state_dict()["state"][0]["exp_avg"].clone()
+    drawn = torch.rand(3)
+    with torch.no_grad():
+        model.weight.zero_()
+    optimizer.step()
+    fresh_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: 0.5**step)
+    resumed = RunState.resume(accelerator, tmp_path, "latest", scheduler=fresh_scheduler, settings={"seed": 0})
+    assert resumed == state
+    assert torch.equal(model.weight, weight)
+    assert torch.equal(optimizer.state_dict()["state"][0]["exp_avg"], moments)
+    assert torch.equal(torch.rand(3), drawn)
+    assert fresh_scheduler.get_last_lr() == scheduler.get_last_lr()
+
+
+def test_only_the_newest_are_kept_in_the_order_of_their_numbers(prepared, tmp_path):
+    for step in (8, 9, 10):
+        save(prepared[0], tmp_path, step, total_limit=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+def test_a_checkpoint_that_was_being_written_or_removed_is_never_found(prepared, tmp_path):
+    save(prepared[0], tmp_path, 1)
+    (tmp_path / "checkpoint-2.partial").mkdir()
+    (tmp_path / "checkpoint-3.deleted").mkdir()
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    save(prepared[0], tmp_path, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-4"]
+
+
+def test_the_same_step_can_be_saved_again(prepared, tmp_path):
+    save(prepared[0], tmp_path, 1)
+    save(prepared[0], tmp_path, 1)
+    assert read_checkpoint_state(tmp_path / "checkpoint-1") == {
+        "step": 1,
+        "state": {"a": 1},
+        "process_states": [{"b": 2}],
+    }
+
+
+def test_latest_of_nothing_starts_anew_and_a_wrong_folder_is_an_error(prepared, tmp_path):
+    accelerator, _, optimizer = prepared
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: 1.0)
+    options = {"scheduler": scheduler, "settings": {"seed": 0}}
+    assert latest_checkpoint(tmp_path / "nowhere") is None
+    assert RunState.resume(accelerator, tmp_path, "latest", **options) == RunState()
+    with pytest.raises(ValueError, match="is not a complete checkpoint"):
+        RunState.resume(accelerator, tmp_path, str(tmp_path), **options)
+
+
+def test_other_settings_are_named(prepared, tmp_path):
+    accelerator, _, optimizer = prepared
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: 1.0)
+    RunState(step=1).save(accelerator, tmp_path, scheduler=scheduler, settings={"seed": 0}, total_limit=None)
+    with pytest.raises(ValueError, match="was written with seed 0, but this run has 1"):
+        RunState.resume(accelerator, tmp_path, "latest", scheduler=scheduler, settings={"seed": 1})
