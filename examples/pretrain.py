@@ -39,14 +39,17 @@ from mme_hf.training.setup import (
     build_model_and_processor,
     held_out_sampling,
     load_records,
-    num_default_workers,
+    num_decoding_workers,
     schedule_lengths,
+    settings_of_the_batches,
     train_sampling,
     use_all_cores,
 )
-from mme_hf.visualization import draw_motion_prediction
+from mme_hf.visualization import draw_motion_prediction, liveliest_clip
 
 logger = logging.getLogger("pretrain")
+
+MAX_VIDEOS_TO_DRAW_FROM = 4
 
 
 class Pretraining:
@@ -70,9 +73,7 @@ class Pretraining:
         if args.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.records, self.held_out_records, self.held_out_fraction = load_records(args)
-        self.num_workers = args.dataloader_num_workers
-        if self.num_workers is None:
-            self.num_workers = num_default_workers()
+        self.num_workers = num_decoding_workers(args.dataloader_num_workers)
         batches_per_update = self.accelerator.num_processes * args.gradient_accumulation_steps
         self.global_batch_size = args.per_device_train_batch_size * batches_per_update
         self.num_steps, num_warmup_steps = schedule_lengths(args, self.records.num_records, self.global_batch_size)
@@ -89,12 +90,15 @@ class Pretraining:
             min_learning_rate=scaled_learning_rate(args.min_learning_rate, self.global_batch_size),
         )
         self.prepared_model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.settings = settings_of_the_batches(
+            args, self.processor, self.records, self.held_out_fraction, self.accelerator.num_processes
+        )
         self.state = RunState.resume(
             self.accelerator,
             self.output_dir,
             args.resume_from_checkpoint,
             scheduler=self.scheduler,
-            settings=self._settings_of_the_batches(),
+            settings=self.settings,
         )
         self.bad_videos = BadVideoLog.for_records(
             self.records,
@@ -152,10 +156,11 @@ class Pretraining:
 
     def finish(self) -> None:
         """Measure on held-out clips; save the model, its processor, a card and a picture."""
-        shares = self._explained_shares() if self.held_out_records else None
         if self.accelerator.is_main_process:
             self.model.save_pretrained(self.output_dir)
             self.processor.save_pretrained(self.output_dir)
+        shares = self._explained_shares() if self.held_out_records else None
+        if self.accelerator.is_main_process:
             (self.output_dir / "README.md").write_text(self._card(shares), encoding="utf-8")
             self._draw()
             logger.info("saved in %s: config.json, model.safetensors, video_preprocessor_config.json,", self.output_dir)
@@ -167,22 +172,12 @@ class Pretraining:
                 logger.info("pushed to %s", push_folder(self.output_dir, repository, token=self.args.hub_token))
         self.accelerator.end_training()
 
-    def _settings_of_the_batches(self) -> dict:
-        names = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "samples_per_video")
-        return {
-            **{name: getattr(self.args, name) for name in (*names, "flip_probability", "shuffle_buffer_size")},
-            "num_processes": self.accelerator.num_processes,
-            "num_videos": self.records.num_records,
-            "held_out_fraction": self.held_out_fraction,
-            "processor": self.processor.to_dict(),
-        }
-
     def _save_checkpoint(self) -> None:
         self.state.save(
             self.accelerator,
             self.output_dir,
             scheduler=self.scheduler,
-            settings=self._settings_of_the_batches(),
+            settings=self.settings,
             total_limit=self.args.checkpoints_total_limit,
         )
 
@@ -191,9 +186,9 @@ class Pretraining:
             records,
             self.processor,
             sampling=sampling,
-            num_workers=self.num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
             **{
+                "num_workers": self.num_workers,
                 "process_index": self.accelerator.process_index,
                 "num_processes": self.accelerator.num_processes,
                 "seed": self.args.seed,
@@ -221,7 +216,7 @@ class Pretraining:
         processes = f"{self.accelerator.num_processes} process(es)"
         return f"{self.accelerator.device.type}, {processes}, {self.num_workers} decoding workers each"
 
-    def _explained_shares(self) -> dict[str, float]:
+    def _explained_shares(self) -> dict[str, float] | None:
         args = self.args
         sizes = {name: target["size"] for name, target in self.model.config.motion_targets.items()}
         num_batches = -(-args.num_baseline_clips // self.global_batch_size) * args.gradient_accumulation_steps
@@ -232,8 +227,12 @@ class Pretraining:
             batch_size=args.per_device_train_batch_size,
             seed=args.seed + 1,
         )
-        baseline = MeanPredictor.fit(islice(training_clips, num_batches), sizes, self.accelerator)
-        shares = explained_share(self.model, self._held_out_loader(), baseline, self.accelerator)
+        try:
+            baseline = MeanPredictor.fit(islice(training_clips, num_batches), sizes, self.accelerator)
+            shares = explained_share(self.model, self._held_out_loader(), baseline, self.accelerator)
+        except ValueError as error:  # the same on every process: it is judged by sums over all of them
+            logger.warning("explained share not measured: %s", error)
+            return None
         logger.info("explained share on held-out clips (1 - error / error of predicting the training mean):")
         for name, share in shares.items():
             logger.info("  %-10s %+.4f", name, share)
@@ -257,11 +256,14 @@ class Pretraining:
             batch_size=self.args.num_eval_clips,
             process_index=0,
             num_processes=1,
+            num_workers=0,
         )
-        batch = next(batch for batch in loader if batch["sources"])
+        # A few videos are enough to find one that moves.
+        clips = (batch for batch in islice(loader, MAX_VIDEOS_TO_DRAW_FROM) if batch["sources"])
+        inputs, source = liveliest_clip(clips, self.model.config.motion_targets)
         kind = "a held-out clip" if self.held_out_records else "a training clip"
-        title = f"{kind} of {Path(batch['sources'][0]).name} after {self.state.step} updates"
-        draw_motion_prediction(self.model, self.processor, batch["inputs"], self.output_dir / "motion.png", title=title)
+        title = f"{kind} of {Path(source).name} after {self.state.step} updates"
+        draw_motion_prediction(self.model, self.processor, inputs, self.output_dir / "motion.png", title=title)
 
     def _card(self, shares: dict[str, float] | None) -> str:
         settings = dataclasses.asdict(self.args)

@@ -14,7 +14,10 @@ def test_defaults_are_the_published_base_model():
     assert (config.decoder_hidden_size, config.decoder_num_hidden_layers) == (192, 1)
     assert config.token_grid == (8, 14, 14)
     assert config.num_tokens == 1568
-    assert {name: target["weight"] for name, target in config.motion_targets.items()} == {"shape": 54, "position": 16}
+    assert {name: target["weight"] for name, target in config.motion_targets.items()} == {
+        "shape": 15.0,
+        "position": 1.0,
+    }
 
 
 def test_frames_need_not_be_square():
@@ -41,7 +44,7 @@ def test_saved_configuration_comes_back_equal(tmp_path):
 
 def test_default_targets_are_not_shared():
     MMEConfig().motion_targets["shape"]["weight"] = 0.0
-    assert MMEConfig().motion_targets["shape"]["weight"] == 54.0
+    assert MMEConfig().motion_targets["shape"]["weight"] == 15.0
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,48 @@ from huggingface_hub import ModelCardData
 
 from ._version import __version__
 
+_PRETRAINING_CARD = """---
+{metadata}
+---
+
+# Masked Motion Encoding, pre-trained on {data_name}
+
+A video transformer that was shown {visible:.0%} of the patches of a sparsely sampled clip and trained to predict how
+the points in the hidden rest move, and what shape is around them
+([Masked Motion Encoding](https://arxiv.org/abs/2210.06096)). No labels were used.
+
+```python
+from mme_hf import MMEModel, MMEVideoProcessor
+
+processor = MMEVideoProcessor.from_pretrained("{repository}")
+model = MMEModel.from_pretrained("{repository}")
+features = model(**processor("video.mp4", return_tensors="pt")).last_hidden_state
+```
+
+## Data and input
+
+{data_name}: {videos}. Clips of {processor.num_frames} frames, {processor.frame_stride} raw frames apart, {height} x
+{width} pixels; targets {targets}, from points followed over {processor.trajectory_num_steps} raw frames by the
+tracker `{processor.tracker}`.
+
+## Held-out clips
+
+{explained}
+
+## Run
+
+{steps} updates of {global_batch_size} clips in {minutes:.1f} minutes on {machine}, with mme_hf {version},
+torch {torch}, transformers {transformers}.
+
+```
+{command}
+```
+
+| setting | value |
+|---|---|
+{settings}
+"""
+
 
 def pretraining_card(
     *,
@@ -37,69 +79,40 @@ def pretraining_card(
         steps: Optimizer updates.
         global_batch_size: Clips in each.
         seconds: Wall-clock time of training.
-        explained_shares: Of each target on held-out clips; None if nothing was held out.
+        explained_shares: Of each target on held-out clips; None if nothing was measured.
         command: That was run.
         settings: Arguments of the run.
         repository: Name under which the checkpoint is loaded.
     """
     metadata = ModelCardData(
-        library_name="transformers",
-        license="apache-2.0",
-        pipeline_tag="video-classification",
-        tags=["video", "masked-motion-encoding", "self-supervised", "mme_hf"],
+        library_name="transformers", license="apache-2.0", tags=["video", "masked-motion-encoding", "mme_hf"]
     )
-    metadata = metadata.to_yaml()
-    videos = f"{num_videos} videos" if num_videos is not None else "a stream of videos"
-    targets = ", ".join(f"`{name}` ({target['size']} values)" for name, target in config.motion_targets.items())
-    rows = "\n".join(f"| `{name}` | `{value}` |" for name, value in settings.items() if value not in (None, {}, ""))
-    crop = processor.crop_size
-    return f"""---
-{metadata}
----
-
-# Masked Motion Encoding, pre-trained on {data_name}
-
-A video transformer that was shown {1 - processor.mask_ratio:.0%} of the patches of a sparsely sampled clip and trained
-to predict how the points in the hidden rest move, and what shape is around them
-([Masked Motion Encoding](https://arxiv.org/abs/2210.06096)). No labels were used.
-
-```python
-import mme_hf
-from mme_hf import MMEModel, MMEVideoProcessor
-
-processor = MMEVideoProcessor.from_pretrained("{repository}")
-model = MMEModel.from_pretrained("{repository}")
-features = model(**processor("video.mp4", return_tensors="pt")).last_hidden_state
-```
-
-## Data and input
-
-{data_name}: {videos}. Clips of {processor.num_frames} frames, {processor.frame_stride} raw frames apart,
-{crop["height"]} x {crop["width"]} pixels; targets {targets}, from points followed over
-{processor.trajectory_num_steps} raw frames by the tracker `{processor.tracker}`.
-
-## Held-out clips
-
-{_explained_text(explained_shares)}
-
-## Run
-
-{steps} updates of {global_batch_size} clips in {seconds / 60:.1f} minutes on {_machine()}, with mme_hf {__version__},
-torch {torch.__version__}, transformers {transformers.__version__}.
-
-```
-{command}
-```
-
-| setting | value |
-|---|---|
-{rows}
-"""
+    return _PRETRAINING_CARD.format(
+        metadata=metadata.to_yaml(),
+        data_name=data_name,
+        visible=1 - processor.mask_ratio,
+        repository=repository,
+        videos="a stream of videos" if num_videos is None else f"{num_videos} videos",
+        processor=processor,
+        height=processor.crop_size["height"],
+        width=processor.crop_size["width"],
+        targets=", ".join(f"`{name}` ({target['size']} values)" for name, target in config.motion_targets.items()),
+        explained=_explained_text(explained_shares),
+        steps=steps,
+        global_batch_size=global_batch_size,
+        minutes=seconds / 60,
+        machine=_machine(),
+        version=__version__,
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        command=command,
+        settings="\n".join(f"| `{name}` | `{value}` |" for name, value in settings.items() if value not in (None, {})),
+    )
 
 
 def _explained_text(shares: Mapping[str, float] | None) -> str:
     if shares is None:
-        return "Nothing was held out, so nothing is claimed."
+        return "Nothing was measured on held-out clips, so nothing is claimed."
     rows = "\n".join(f"| {name} | {share:.3f} |" for name, share in shares.items())
     return (
         "Explained share of each target: 1 - squared error / squared error of always predicting the training mean,\n"

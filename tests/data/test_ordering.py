@@ -83,8 +83,13 @@ def test_seeds_differ_in_each_of_their_parts():
 
 def test_an_empty_stream_is_an_error_and_not_an_endless_loop():
     with pytest.raises(ValueError, match="epoch 0 of the data set yields no record"):
-        next(iter(ClipBatchSampler(stream(3, 1), batch_size=1, cursor=RecordCursor(epoch=0, index=0)).__class__(
-            VideoRecords(stream(3, 1).dataset.take(0), "nothing", None), batch_size=1)))
+        next(
+            iter(
+                ClipBatchSampler(stream(3, 1), batch_size=1, cursor=RecordCursor(epoch=0, index=0)).__class__(
+                    VideoRecords(stream(3, 1).dataset.take(0), "nothing", None), batch_size=1
+                )
+            )
+        )
 
 
 def test_a_batch_needs_a_record():

@@ -10,7 +10,6 @@ from datasets import Dataset, Features, Video
 
 from . import runs
 
-
 STEPS = 9
 
 

@@ -6,7 +6,6 @@ import pytest
 
 from mme_hf.training import PretrainingArguments, parse_arguments
 
-
 CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
 
 
@@ -16,7 +15,9 @@ def parse(*argv):
 
 def test_flags_win_over_the_recipe_which_wins_over_the_defaults(tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("preset: small\nlearning_rate: 1.0e-3\nwith_tracking: false\nmodel_options: {drop_path_rate: 0.1}\n")
+    recipe.write_text(
+        "preset: small\nlearning_rate: 1.0e-3\nwith_tracking: false\nmodel_options: {drop_path_rate: 0.1}\n"
+    )
     args = parse("--config", str(recipe), "--preset", "base")
     assert (args.preset, args.learning_rate, args.with_tracking) == ("base", 1e-3, False)
     assert args.model_options == {"drop_path_rate": 0.1}
@@ -39,7 +40,12 @@ def test_every_shipped_recipe_is_read(path):
 
 def test_the_published_recipe_is_met():
     args = parse("--config", str(next(path for path in CONFIGS if path.stem == "base-k400")))
-    assert (args.preset, args.num_train_epochs, args.learning_rate, args.min_learning_rate) == ("base", 1600, 1.5e-4, 1e-5)
+    assert (args.preset, args.num_train_epochs, args.learning_rate, args.min_learning_rate) == (
+        "base",
+        1600,
+        1.5e-4,
+        1e-5,
+    )
     assert (args.adam_beta1, args.adam_beta2, args.weight_decay, args.warmup_epochs) == (0.9, 0.95, 0.05, 40)
     assert (args.frame_stride, args.trajectory_num_steps, args.mask_type, args.mask_ratio) == (4, 4, "tube", 0.7)
 

@@ -9,7 +9,6 @@ from torch import nn
 
 from mme_hf.training import MeanPredictor, explained_share
 
-
 SIZES = {"position": 2, "shape": 1}
 
 

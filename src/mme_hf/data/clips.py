@@ -195,10 +195,12 @@ def _openable(video: Mapping[str, Any]) -> Any:
     path = video["path"]
     if "://" not in path:
         return path
-    # A streamed record's path may be a URL, also of a file inside an archive ("zip://a.mp4::https://...").
+    # A streamed record's path may be a URL, also of a file inside an archive ("zip://a.mp4::https://..."). It is read
+    # whole: a clip's many small reads would each cost a round trip, and not every server can seek.
     from datasets.utils.file_utils import xopen
 
-    return xopen(path, "rb")
+    with xopen(path, "rb") as file:
+        return file.read()
 
 
 def _source_name(video: Mapping[str, Any], dataset_name: str, request: RecordRequest) -> str:

@@ -71,7 +71,7 @@ def _worker_context() -> BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     # The server imports once what every worker needs, which would else take each of them seconds.
-    context.set_forkserver_preload(["mme_hf.data", "mme_hf.video_processing_mme"])
+    context.set_forkserver_preload(["mme_hf.data", "mme_hf.video_processing_mme", "datasets", "av", "cv2"])
     return context
 
 

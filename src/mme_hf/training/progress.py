@@ -35,7 +35,7 @@ class ProgressReporter:
             unit="step",
             disable=not accelerator.is_main_process,
             dynamic_ncols=True,
-            bar_format="{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}",
+            bar_format="{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {desc}",
         )
 
     def update(self, report: UpdateReport, *, step: int, learning_rate: float, num_bad_videos: int) -> None:
@@ -48,7 +48,7 @@ class ProgressReporter:
             for name, loss in report.target_losses.items()
         }
         parts = " + ".join(f"{name} {share:.0%}" for name, share in shares.items())
-        self.bar.set_postfix_str(
+        self.bar.set_description_str(
             f"loss {report.loss:.3f} = {parts} | lr {learning_rate:.1e} | {clips_per_second:.1f} clips/s",
             refresh=False,
         )

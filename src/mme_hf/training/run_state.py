@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -98,7 +99,9 @@ class RunState:
             logger.info("no checkpoint in %s yet: starting from the beginning", output_dir)
             return cls()
         contents = read_checkpoint_state(checkpoint)
-        _insist_on_same_settings(checkpoint, contents["state"]["settings"], settings)
+        # As JSON keeps them: a tuple comes back as a list.
+        present = json.loads(json.dumps(settings))
+        _insist_on_same_settings(checkpoint, contents["state"]["settings"], present)
         load_checkpoint(accelerator, checkpoint)
         for _ in range(contents["state"]["num_scheduler_steps"]):
             scheduler.step()

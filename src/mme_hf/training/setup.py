@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -58,8 +58,8 @@ def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
         found = {name: target["size"] for name, target in model.config.motion_targets.items()}
         if expected != found:
             raise ValueError(
-                f"model_name_or_path ({args.model_name_or_path!r}) predicts {found} values per token, but the processor "
-                f"makes {expected}. Set --trajectory_num_steps and processor_options as the weights were trained with."
+                f"model_name_or_path ({args.model_name_or_path!r}) predicts {found} values per token, but the "
+                f"processor makes {expected}. Set --trajectory_num_steps and processor_options as the weights were trained with."
             )
         return model, processor
     options = {
@@ -125,8 +125,28 @@ def _part(part: str, held_out_fraction: float) -> dict:
     return {"part": part, "held_out_fraction": held_out_fraction} if held_out_fraction else {}
 
 
-def num_default_workers() -> int:
-    """Return how many decoding processes suit each training process: the cores, shared out, but at most 8."""
+def settings_of_the_batches(
+    args: PretrainingArguments,
+    processor: MMEVideoProcessor,
+    records: VideoRecords,
+    held_out_fraction: float,
+    num_processes: int,
+) -> dict[str, Any]:
+    """Return all that decides which batches a run sees, for a resumed run to insist on."""
+    names = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "samples_per_video")
+    return {
+        **{name: getattr(args, name) for name in (*names, "flip_probability", "shuffle_buffer_size")},
+        "num_processes": num_processes,
+        "num_videos": records.num_records,
+        "held_out_fraction": held_out_fraction,
+        **{f"processor {name}": value for name, value in processor.to_dict().items()},
+    }
+
+
+def num_decoding_workers(wanted: int | None) -> int:
+    """Return `wanted`, or what suits each training process: the cores, shared out, but at most 8."""
+    if wanted is not None:
+        return wanted
     return max(1, min(8, _num_cores() // _num_local_processes()))
 
 

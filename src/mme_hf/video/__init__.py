@@ -25,8 +25,9 @@ __all__ = [
 
 Backend = Literal["auto", "decord", "pyav", "torchcodec"]
 
-# Tried in this order by "auto", on opening and again on every read that fails.
-AUTO_BACKENDS = ("decord", "pyav")
+# Tried in this order by "auto", on opening and again on every read that fails. decord comes second: without an error it
+# gives wrong frames of whole classes of files (see numbering.py), and finding those out makes it 1.5 to 5 times slower.
+AUTO_BACKENDS = ("pyav", "decord")
 
 READERS = {
     "decord": ("decord_reader", "DecordReader"),
@@ -133,14 +134,14 @@ class AutoReader:
         self.close()
 
     def _open_next(self, error: VideoReadError | None) -> VideoReader:
-        """Open with the next backend that can; raise the last refusal when there is none left."""
+        """Open with the next backend that can; raise the first refusal when there is none left."""
         while self._remaining:
             self._backend = self._remaining.pop(0)
             rewind(self._source)
             try:
                 return _reader_class(self._backend)(self._source, num_threads=self._num_threads)
             except VideoReadError as refusal:
-                error = refusal
+                error = error or refusal
             except ImportError as missing:
                 # decord has no wheel for some machines (ARM): that is what the next backend is for.
                 error = error or VideoReadError(describe_source(self._source), f"{self._backend} is missing: {missing}")

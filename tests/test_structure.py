@@ -1,0 +1,83 @@
+"""The architecture, held by tests: who imports whom, and what importing the package costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "mme_hf"
+CORE = sorted(path.stem for path in SOURCE.glob("*_mme.py"))
+# What a part may import of ours, besides itself. Anything not listed may import everything public.
+ALLOWED = {
+    "configuration_mme": set(),
+    "tokens_mme": set(),
+    "modeling_mme": {"configuration_mme", "tokens_mme"},
+    "trajectories_mme": set(),
+    "masking_mme": set(),
+    "motion_targets_mme": {"trajectories_mme"},
+    "video_inputs_mme": {"trajectories_mme"},
+    "video_processing_mme": {"masking_mme", "motion_targets_mme", "trajectories_mme", "video_inputs_mme"},
+    "presets": {"configuration_mme"},
+    "video": set(),
+    "motion": {"trajectories_mme"},
+    "data": {"motion", "video", "video_processing_mme"},
+    "checkpoints": {"configuration_mme", "modeling_mme"},
+    "visualization": {"modeling_mme", "motion_targets_mme", "video_processing_mme"},
+}
+CORE_PACKAGES = {"torch", "torchvision", "numpy", "transformers", "huggingface_hub"}
+
+
+def imports_of(path: Path) -> tuple[set[str], set[str]]:
+    """Return (our parts, other packages) that a file imports anywhere in it, under TYPE_CHECKING too."""
+    package = path.relative_to(SOURCE).parts[:-1]
+    ours, others = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            others |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            parts = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            names = [parts[0]] if parts[0] else [alias.name for alias in node.names]
+            ours |= set(names)
+        elif isinstance(node, ast.ImportFrom):
+            others.add(node.module.split(".")[0])
+    return ours, others
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_imports_go_one_way(part):
+    files = sorted((SOURCE / part).rglob("*.py")) or [SOURCE / f"{part}.py"]
+    for path in files:
+        ours, others = imports_of(path)
+        assert ours - {part} <= ALLOWED[part], f"{path} imports {sorted(ours - ALLOWED[part] - {part})}"
+        assert "mme_hf" not in others, f"{path} imports the package by name"
+
+
+def test_every_core_file_is_in_the_table():
+    assert set(CORE) <= set(ALLOWED)
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_the_core_depends_on_what_a_remote_code_repository_may_need(name):
+    _, others = imports_of(SOURCE / f"{name}.py")
+    assert others <= CORE_PACKAGES | set(sys.stdlib_module_names), sorted(others)
+
+
+def test_importing_the_package_loads_no_video_library():
+    heavy = ["cv2", "decord", "av", "torchcodec", "datasets", "matplotlib"]
+    code = f"import sys, mme_hf; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_files_and_functions_keep_to_their_budgets():
+    for path in SOURCE.rglob("*.py"):
+        text = path.read_text()
+        limit = 700 if path.name == "modeling_mme.py" else 400
+        assert text.count("\n") <= limit, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno <= 60, f"{path}:{node.lineno} {node.name}"
+    for path in (SOURCE.parents[1] / "examples").glob("*.py"):
+        assert path.read_text().count("\n") <= 300, path
