@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shlex
 import sys
 from itertools import islice
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
+from huggingface_hub.errors import StrictDataclassError
 
 from mme_hf.data import BadVideoLog, ClipSampling, TooManyBadVideosError, VideoRecords, build_clip_loader
 from mme_hf.hub import PushError, push_folder
-from mme_hf.model_card import pretraining_card
+from mme_hf.model_card import pretraining_card, public_command, public_settings
 from mme_hf.training import (
     MeanPredictor,
     NonFiniteLossError,
@@ -50,6 +50,7 @@ from mme_hf.visualization import draw_motion_prediction, liveliest_clip
 logger = logging.getLogger("pretrain")
 
 MAX_VIDEOS_TO_DRAW_FROM = 4
+SAMPLE_RECIPE = Path(__file__).parent / "configs" / "samples.yaml"
 
 
 class Pretraining:
@@ -109,7 +110,7 @@ class Pretraining:
             is_writer=is_main,
         )
         if args.with_tracking:
-            settings = {name: str(value) for name, value in dataclasses.asdict(args).items()}
+            settings = {name: str(value) for name, value in public_settings(dataclasses.asdict(args)).items()}
             self.accelerator.init_trackers("mme_pretraining", config=settings)
 
     def train(self) -> None:
@@ -266,8 +267,6 @@ class Pretraining:
         draw_motion_prediction(self.model, self.processor, inputs, self.output_dir / "motion.png", title=title)
 
     def _card(self, shares: dict[str, float] | None) -> str:
-        settings = dataclasses.asdict(self.args)
-        settings.pop("hub_token")
         return pretraining_card(
             config=self.model.config,
             processor=self.processor,
@@ -277,8 +276,8 @@ class Pretraining:
             global_batch_size=self.global_batch_size,
             seconds=self.train_seconds,
             explained_shares=shares,
-            command=f"accelerate launch examples/pretrain.py {shlex.join(sys.argv[1:])}".strip(),
-            settings=settings,
+            command=f"accelerate launch examples/pretrain.py {public_command(sys.argv[1:])}".strip(),
+            settings=public_settings(dataclasses.asdict(self.args)),
             repository=self.args.hub_model_id or self.output_dir.name,
         )
 
@@ -286,8 +285,8 @@ class Pretraining:
 def main() -> None:
     """Run the script; a mistake in the arguments ends it with one line."""
     try:
-        run = Pretraining(parse_arguments(PretrainingArguments))
-    except (ValueError, TooManyBadVideosError) as error:
+        run = Pretraining(parse_arguments(PretrainingArguments, sample_recipe=SAMPLE_RECIPE))
+    except (ValueError, StrictDataclassError, TooManyBadVideosError) as error:
         sys.exit(f"pretrain.py: error: {error}")
     try:
         run.train()

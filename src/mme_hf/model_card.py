@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -108,6 +110,27 @@ def pretraining_card(
         command=command,
         settings="\n".join(f"| `{name}` | `{value}` |" for name, value in settings.items() if value not in (None, {})),
     )
+
+
+def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as a card may show them: without tokens, and of a path on this machine only the last part."""
+    return {name: _public(value) for name, value in settings.items() if "token" not in name}
+
+
+def public_command(arguments: Sequence[str]) -> str:
+    """Return a command line as a card may show it, see `public_settings`."""
+    shown, is_secret = [], False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not is_secret and not (name.startswith("--") and "token" in name):
+            shown.append(name + equals + _public(value) if name.startswith("--") else _public(argument))
+        # "--hub_token X" hides the next word too, "--hub_token=X" is one word.
+        is_secret = not is_secret and name.startswith("--") and "token" in name and not equals
+    return shlex.join(shown)
+
+
+def _public(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _explained_text(shares: Mapping[str, float] | None) -> str:

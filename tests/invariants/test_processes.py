@@ -3,9 +3,8 @@
 import socket
 
 import pytest
+import runs
 import torch
-
-from . import runs
 
 FLAGS = {"max_train_steps": 4, "model_options": runs.SMALL["model_options"].replace("0.2", "0.0"), "seed": 1}
 

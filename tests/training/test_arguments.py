@@ -24,6 +24,21 @@ def test_flags_win_over_the_recipe_which_wins_over_the_defaults(tmp_path):
     assert args.mask_ratio == 0.7
 
 
+def test_the_sample_recipe_holds_only_where_nothing_else_is_named(tmp_path):
+    recipe = tmp_path / "samples.yaml"
+    recipe.write_text("max_train_steps: 60\n")
+
+    def steps(*argv):
+        return parse_arguments(PretrainingArguments, list(argv), sample_recipe=recipe).max_train_steps
+
+    assert steps() == 60
+    assert steps("--max_train_steps", "3") == 3
+    assert steps("--train_dir", "videos") is None
+    other = tmp_path / "other.yaml"
+    other.write_text("preset: small\n")
+    assert steps("--config", str(other)) is None
+
+
 def test_a_recipe_with_a_name_that_is_no_flag_is_an_error(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("learning_rat: 1\n")

@@ -122,7 +122,7 @@ class PretrainingArguments(TrainingArguments, ModelArguments, DataArguments):
         self._check_data_source()
 
     def _check_data_source(self) -> None:
-        sources = [name for name in ("dataset_name", "train_dir", "train_manifest") if getattr(self, name)]
+        sources = [name for name in _DATA_SOURCES if getattr(self, name)]
         if len(sources) > 1:
             raise ValueError(f"{' and '.join(sources)} name different data. Give one of them.")
         for name in ("streaming", "validation_split", "dataset_config_name"):
@@ -147,6 +147,7 @@ class PretrainingArguments(TrainingArguments, ModelArguments, DataArguments):
         return bool(self.validation_split or self.validation_dir or self.validation_manifest)
 
 
+_DATA_SOURCES = ("dataset_name", "train_dir", "train_manifest")
 _SMALLEST = {
     "per_device_train_batch_size": 1,
     "gradient_accumulation_steps": 1,
@@ -170,12 +171,15 @@ _SMALLEST = {
 }
 
 
-def parse_arguments(arguments_class: type[T], argv: Sequence[str] | None = None) -> T:
+def parse_arguments(
+    arguments_class: type[T], argv: Sequence[str] | None = None, *, sample_recipe: Path | None = None
+) -> T:
     """Return the arguments of a command line, on top of the recipe that its `--config` names.
 
     Args:
-        arguments_class: A dataclass with a `config` field.
+        arguments_class: `PretrainingArguments`, or a dataclass with its `config` and data fields.
         argv: Command line without the program; by default this process' own.
+        sample_recipe: The recipe where neither a recipe nor any data is named.
 
     Raises:
         ValueError: If the recipe is missing, holds a name that is no flag, or a value is out of range.
@@ -184,10 +188,13 @@ def parse_arguments(arguments_class: type[T], argv: Sequence[str] | None = None)
 
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(arguments_class)
-    config = parser.parse_known_args(argv)[0].config
-    if config is not None:
+    given = parser.parse_known_args(argv)[0]
+    recipe = Path(given.config) if given.config else None
+    if recipe is None and not any(getattr(given, name) for name in _DATA_SOURCES):
+        recipe = sample_recipe
+    if recipe is not None:
         # Through the parser, as if typed before the flags: so every value has the type that its flag has.
-        argv = _recipe_flags(Path(config), arguments_class) + argv
+        argv = _recipe_flags(recipe, arguments_class) + argv
     return parser.parse_args_into_dataclasses(argv)[0]
 
 

@@ -17,6 +17,7 @@ from ..data import (
     load_sample_records,
 )
 from ..modeling_mme import MMEForPreTraining
+from ..motion import build_tracker
 from ..presets import preset_config
 from ..video_processing_mme import MMEVideoProcessor
 
@@ -51,6 +52,7 @@ def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
             **args.processor_options,
         }
     )
+    build_tracker(processor.tracker, **processor.tracker_options)  # or a worker would be the first to miss it
     targets = processor.motion_target_config()
     if args.model_name_or_path:
         model = MMEForPreTraining.from_pretrained(args.model_name_or_path, **args.model_options)
@@ -59,7 +61,7 @@ def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
         if expected != found:
             raise ValueError(
                 f"model_name_or_path ({args.model_name_or_path!r}) predicts {found} values per token, but the "
-                f"processor makes {expected}. Set --trajectory_num_steps and processor_options as the weights were trained with."
+                f"processor makes {expected}. Set --trajectory_num_steps and --processor_options as in their training."
             )
         return model, processor
     options = {

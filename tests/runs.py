@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "pretrain.py"
+SCRIPT = Path(__file__).parents[1] / "examples" / "pretrain.py"
 # 32 px, 4 frames, 2 layers of width 24, with drop path so that the model's own randomness is part of the promise.
 SMALL = {
     "image_size": "32",

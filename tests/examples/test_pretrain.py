@@ -1,0 +1,98 @@
+"""The script as a user runs it: what it leaves, and how it says no."""
+
+import json
+import shutil
+
+import pytest
+import runs
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mme_hf import MMEForPreTraining, MMEModel, MMEVideoProcessor
+
+
+@pytest.fixture
+def videos(video_folder, tmp_path):
+    """The six videos with a file that is no video beside them."""
+    folder = tmp_path / "videos"
+    shutil.copytree(video_folder, folder)
+    (folder / "left" / "notes.txt").write_text("hello")
+    return folder
+
+
+def test_a_run_leaves_all_that_it_promises(videos, tmp_path):
+    (videos / "right" / "broken.mp4").write_bytes(b"no video")
+    flags = {"max_train_steps": 3, "per_device_train_batch_size": 7, "held_out_fraction": 0.2, "max_bad_fraction": 0.2}
+    output = runs.finish(runs.start(tmp_path / "run", train_dir=videos, logging_steps=1, **flags))
+    folder = tmp_path / "run"
+
+    # What opens it.
+    model = MMEForPreTraining.from_pretrained(folder)
+    processor = MMEVideoProcessor.from_pretrained(folder)
+    assert model.config.motion_targets == processor.motion_target_config()
+    inputs = processor(str(next((videos / "left").glob("*.mp4"))), return_targets=True, return_tensors="pt")
+    assert model(**inputs).loss > 0
+    _, report = MMEModel.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+
+    # What it says.
+    for words in ("explained share on held-out clips", "shape", "position", "1 bad videos are listed in"):
+        assert words in output
+    card = (folder / "README.md").read_text()
+    assert "| position |" in card and str(tmp_path) not in card
+    assert (folder / "motion.png").read_bytes().startswith(b"\x89PNG")
+    (bad,) = [json.loads(line) for line in (folder / "bad_videos.jsonl").read_text().splitlines()]
+    assert bad["source"] == str(videos / "right" / "broken.mp4")
+    assert (folder / "ignored_files.txt").read_text() == f"{videos / 'left' / 'notes.txt'}\n"
+
+    # What it logs.
+    events = EventAccumulator(str(folder / "logs" / "mme_pretraining"))
+    events.Reload()
+    names = {"loss", "loss_shape", "loss_position", "share_shape", "share_position", "grad_norm", "learning_rate"}
+    assert {f"train/{name}" for name in names} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
+    shares = [events.Scalars(f"train/share_{name}")[0].value for name in ("shape", "position")]
+    assert sum(shares) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_too_many_bad_videos_stop_the_run_with_one_clear_line(videos, tmp_path):
+    (videos / "right" / "broken.mp4").write_bytes(b"no video")
+    process = runs.start(tmp_path / "run", train_dir=videos, max_train_steps=3, per_device_train_batch_size=7)
+    output = runs.finish(process, expected=1)
+    assert "stopped: 1 of 7 videos are bad, more than max_bad_fraction (5%) allows" in output
+    assert "broken.mp4" in output and "Traceback" not in output
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_missing_manifest_files_count_before_any_work(videos, tmp_path):
+    names = [str(path.relative_to(videos)) for path in sorted(videos.rglob("*.mp4"))]
+    (videos / "train.txt").write_text("".join(f"{name} 0\n" for name in [*names, "gone.mp4"]))
+    process = runs.start(tmp_path / "run", train_manifest=videos / "train.txt", max_train_steps=1)
+    output = runs.finish(process, expected=1)
+    assert "error: 1 of 7 videos are bad" in output
+    assert "gone.mp4: no such file (line 7 of train.txt)" in output
+
+
+def test_a_loss_that_is_not_finite_names_step_and_videos(videos, tmp_path):
+    flags = {"learning_rate": 1e30, "max_train_steps": 5, "per_device_train_batch_size": 2}
+    output = runs.finish(runs.start(tmp_path / "run", train_dir=videos, **flags), expected=1)
+    assert "stopped: step 2: loss" in output
+    assert "not finite. The model was not updated. Videos of the batch:" in output
+    assert "clip_" in output and "Traceback" not in output
+
+
+def test_a_failed_push_keeps_the_model_and_says_how_to_push_later(videos, tmp_path):
+    flags = {"max_train_steps": 1, "per_device_train_batch_size": 2, "push_to_hub": "true", "hub_model_id": "me/mine"}
+    process = runs.start(tmp_path / "run", train_dir=videos, hub_token="hf_secret", **flags)
+    output = runs.finish(process, expected=1)
+    assert "pushing to me/mine failed" in output
+    assert f"hf upload me/mine {tmp_path / 'run'}" in output
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    for path in (tmp_path / "run").rglob("*"):
+        assert path.is_dir() or b"hf_secret" not in path.read_bytes(), path
+
+
+def test_wrong_configuration_fails_before_any_work_with_one_line(tmp_path):
+    output = runs.finish(runs.start(tmp_path / "run", train_dir="nowhere"), expected=1)
+    assert "pretrain.py: error: train_dir ('nowhere') is not a folder. Give a folder of videos" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()

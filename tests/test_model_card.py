@@ -1,0 +1,54 @@
+"""What a card says, and what it must not."""
+
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import ModelCard
+
+from mme_hf.model_card import pretraining_card, public_command, public_settings
+
+
+def card(**changes):
+    processor = SimpleNamespace(
+        mask_ratio=0.7, num_frames=8, frame_stride=4, crop_size={"height": 112, "width": 112},
+        trajectory_num_steps=4, tracker="dis",
+    )  # fmt: skip
+    options = {
+        "config": SimpleNamespace(motion_targets={"position": {"size": 32}}),
+        "processor": processor,
+        "data_name": "some videos",
+        "num_videos": 4,
+        "steps": 60,
+        "global_batch_size": 16,
+        "seconds": 90.0,
+        "explained_shares": {"position": 0.0512},
+        "command": "accelerate launch examples/pretrain.py",
+        "settings": {"seed": 0, "train_dir": None},
+        "repository": "user/name",
+    }
+    return pretraining_card(**{**options, **changes})
+
+
+def test_the_card_is_valid_and_states_what_was_run():
+    parsed = ModelCard(card())
+    assert parsed.data.license == "apache-2.0"
+    assert parsed.data.library_name == "transformers"
+    for fact in ("| position | 0.051 |", "60 updates of 16 clips in 1.5 minutes", "4 videos", "| `seed` | `0` |"):
+        assert fact in parsed.text
+    assert "train_dir" not in parsed.text
+
+
+def test_where_nothing_was_measured_nothing_is_claimed():
+    assert "nothing is claimed" in card(explained_shares=None)
+    assert "a stream of videos" in card(num_videos=None)
+
+
+def test_tokens_and_folders_of_the_machine_stay_out():
+    settings = {"hub_token": "hf_secret", "train_dir": "/home/me/videos", "preset": "tiny"}
+    assert public_settings(settings) == {"train_dir": "videos", "preset": "tiny"}
+
+
+@pytest.mark.parametrize("secret", [["--hub_token", "hf_secret"], ["--hub_token=hf_secret"]])
+def test_commands_are_shown_without_them_too(secret):
+    command = public_command(["--train_dir", "/home/me/videos", *secret, "--output_dir=/home/me/run", "--seed", "1"])
+    assert command == "--train_dir videos --output_dir=run --seed 1"

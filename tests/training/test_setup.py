@@ -1,0 +1,70 @@
+"""From arguments to a run's parts, and the mistakes that must show before any work."""
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from mme_hf import MMEForPreTraining
+from mme_hf.training import PretrainingArguments
+from mme_hf.training.setup import build_model_and_processor, load_records, schedule_lengths
+
+SMALL = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+SMALL |= {"decoder_hidden_size": 24, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 24}
+
+
+def arguments(**changes):
+    return PretrainingArguments(**{"image_size": 32, "num_frames": 4, "model_options": SMALL, **changes})
+
+
+def test_model_and_processor_agree_on_what_is_predicted():
+    model, processor = build_model_and_processor(arguments(trajectory_num_steps=6, mask_ratio=0.5))
+    assert model.config.motion_targets == processor.motion_target_config()
+    assert model.config.motion_targets["position"]["size"] == 2 * 6 * 4
+    assert (model.config.image_size, model.config.num_frames, processor.mask_ratio) == (32, 4, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "huge"}, r"preset \('huge'\) is unknown. Known presets: tiny"),
+        ({"mask_ratio": 1.5}, r"mask_ratio \(1.5\) must be between 0 and 1"),
+        ({"mask_type": "stripes"}, "'stripes'"),
+        ({"tracker": "eyes"}, r"tracker \('eyes'\) is unknown"),
+        ({"num_frames": 5}, r"num_frames \(5\) does not divide by tubelet_size \(2\)"),
+        ({"image_size": 40}, "40"),
+        ({"processor_options": {"motion_targets": {"colour": {}}}}, "'colour'"),
+        ({"model_options": {**SMALL, "hidden_size": 25}}, r"hidden_size \(25\)"),
+    ],
+)
+def test_wrong_values_are_named(changes, message):
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        build_model_and_processor(arguments(**changes))
+
+
+def test_weights_that_predict_something_else_are_refused(tmp_path):
+    build_model_and_processor(arguments())[0].save_pretrained(tmp_path)
+    model, _ = build_model_and_processor(arguments(model_name_or_path=str(tmp_path)))
+    assert isinstance(model, MMEForPreTraining)
+    with pytest.raises(ValueError, match="predicts .*'position': 32.* but the processor makes .*'position': 48"):
+        build_model_and_processor(arguments(model_name_or_path=str(tmp_path), trajectory_num_steps=6))
+
+
+def test_lengths_count_epochs_in_clips():
+    args = arguments(num_train_epochs=10, warmup_epochs=2, samples_per_video=2, per_device_train_batch_size=8)
+    assert schedule_lengths(args, 100, 8) == (250, 50)  # 100 videos x 2 clips / 8 = 25 updates an epoch
+    assert schedule_lengths(arguments(max_train_steps=7, warmup_steps=3), 100, 8) == (7, 3)
+    with pytest.raises(ValueError, match="warm-up takes 9 of 7 updates"):
+        schedule_lengths(arguments(max_train_steps=7, warmup_steps=9), 100, 8)
+    with pytest.raises(ValueError, match=r"warmup_epochs \(1\) needs the number of videos"):
+        schedule_lengths(arguments(max_train_steps=7, warmup_epochs=1), None, 8)
+
+
+def test_held_out_clips_come_from_where_they_are_asked_for(video_folder):
+    train, held_out, fraction = load_records(arguments(train_dir=str(video_folder)))
+    assert (train.num_records, held_out, fraction) == (6, None, 0.0)
+    _, held_out, fraction = load_records(arguments(train_dir=str(video_folder), held_out_fraction=0.3))
+    assert (held_out.num_records, fraction) == (6, 0.3)
+    other = str(video_folder / "left")
+    _, held_out, fraction = load_records(arguments(train_dir=str(video_folder), validation_dir=other))
+    assert (held_out.num_records, fraction) == (3, 0.0)
+    samples, held_out, fraction = load_records(arguments())
+    assert (samples.num_records, held_out, fraction) == (4, samples, 0.2)
