@@ -1,19 +1,20 @@
 """Time the input path of one data worker, from the video file to what the model takes; write the table.
 
-Three routes take turns on every file, one thread each:
+Three routes take turns on every file. Each has a process of its own, as a data worker has (in one process the memory
+that one route frees changes what allocating costs the other), and one thread:
 
 * usual: a `datasets.Video()` column decoded by torchcodec, then transformers' `VideoMAEVideoProcessor`;
 * ours: `open_video`, the same frames, then `MMEVideoProcessor`;
 * ours with targets: a training sample of `ClipDataset`: random window, crop and flip, with mask, labels, target mask.
 
 The first two read 16 frames, stride 4, from the middle and return float32 pixels of 224 x 224, which are compared. A
-last pass times the parts of the third.
+last pass times the parts of the other two.
 
     python benchmarks/bench_input_path.py --repeats 5 --every 40
 """
 
 import argparse
-import functools
+import multiprocessing
 import os
 import platform
 import shlex
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from unittest import mock
 
@@ -37,7 +39,7 @@ from transformers import VideoMAEVideoProcessor
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from mme_hf import MMEVideoProcessor
-from mme_hf.data import ClipCollator, ClipDataset, RecordCursor, RecordRequest, VideoRecords, clips, load_sample_records
+from mme_hf.data import ClipCollator, ClipDataset, RecordCursor, RecordRequest, VideoRecords, load_sample_records
 from mme_hf.motion import flow_tracker
 from mme_hf.motion.dis import DISFlow
 from mme_hf.motion_targets_mme import PositionTarget, ShapeTarget
@@ -48,12 +50,14 @@ from mme_hf.video.numbering import reason_not_to_seek
 REPOSITORY = Path(__file__).resolve().parents[1]
 USUAL, OURS, TARGETS = "usual", "ours", "ours with targets"
 MAX_DIFFERENCE = 2.0
+# A worker keeps the samples of a batch until it hands them over.
+BATCH_SIZE = 8
 MIN_RATIO = 2.0
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 # What the table of parts names, and where it happens: every call of these is timed. None of them calls another.
 PARTS = {
-    "open + index": (clips, "open_video"),
+    "open + index": (AutoReader, "__init__"),
     "decode + convert": (AutoReader, "frames_at"),
     "crop + resize": (ClipGeometry, "apply_to_frames"),
     "normalise": ("mme_hf.video_processing_mme", "normalize_frames"),
@@ -64,7 +68,7 @@ PARTS = {
     "mask": ("mme_hf.video_processing_mme", "build_mask"),
     "collate": (ClipCollator, "__call__"),
 }
-SIZES = {"224 px, 16 frames": {}, "tiny: 112 px, 8 frames": {"size": 112, "crop_size": 112, "num_frames": 8}}
+TINY = {"size": 112, "crop_size": 112, "num_frames": 8}
 
 
 @dataclass
@@ -103,8 +107,7 @@ def find_files(clips_folder: Path, actions_folder: Path, every: int) -> list[Fil
 def describe(path: Path, group: str) -> File:
     with av.open(str(path)) as container:
         stream = container.streams.best("video")
-        container_name = path.suffix[1:]
-        kind = f"{stream.codec_context.name} in {container_name}, {stream.width}x{stream.height}"
+        kind = f"{stream.codec_context.name} in {path.suffix[1:]}, {stream.width}x{stream.height}"
     with open_video(path) as reader:
         indices = middle_indices(reader.num_frames)
     return File(path, group, kind, indices, reason_not_to_seek(path) is None)
@@ -115,8 +118,8 @@ def build_routes(files: list[File]) -> dict[str, Callable[[int], object]]:
     paths = [str(file.path) for file in files]
     column = Dataset.from_dict({"video": paths}).cast_column("video", Video())
     usual_processor = VideoMAEVideoProcessor(image_mean=IMAGENET_DEFAULT_MEAN, image_std=IMAGENET_DEFAULT_STD)
-    processor = MMEVideoProcessor()
-    samples = clip_dataset(files, processor)
+    processor = MMEVideoProcessor(do_sample_frames=False)
+    samples = clip_dataset(files, MMEVideoProcessor())
 
     def usual(number: int) -> torch.Tensor:
         frames = column[number]["video"].get_frames_at(files[number].indices).data
@@ -125,7 +128,7 @@ def build_routes(files: list[File]) -> dict[str, Callable[[int], object]]:
     def ours(number: int) -> torch.Tensor:
         with open_video(paths[number]) as reader:
             frames = reader.frames_at(files[number].indices)
-        return processor(frames, do_sample_frames=False, return_tensors="pt")["pixel_values"]
+        return processor(frames, return_tensors="pt")["pixel_values"]
 
     return {USUAL: usual, OURS: ours, TARGETS: lambda number: sample(samples, number)}
 
@@ -142,19 +145,45 @@ def sample(dataset: ClipDataset, number: int) -> object:
     return result
 
 
-def measure_routes(files: list[File], repeats: int, clock: Callable[[], float]) -> None:
-    routes = build_routes(files)
-    order = list(routes)
+def use_one_thread() -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def work(connection: Connection, files: list[File], route: str, clock_name: str) -> None:
+    """Run a route on each file number that arrives and answer with the seconds it took, until None arrives."""
+    use_one_thread()
+    run, clock, batch = build_routes(files)[route], CLOCKS[clock_name], []
+    while (number := connection.recv()) is not None:
+        start = clock()
+        batch.append(run(number))
+        connection.send(clock() - start)
+        if len(batch) == BATCH_SIZE:
+            batch.clear()
+
+
+def measure_routes(files: list[File], repeats: int, clock_name: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = {}
+    for route in (USUAL, OURS, TARGETS):
+        workers[route], connection = context.Pipe()
+        context.Process(target=work, args=(connection, files, route, clock_name), daemon=True).start()
+    order = list(workers)
     for _ in range(repeats + 1):
         for number, file in enumerate(files):
-            outputs = {}
             for route in order:
-                start = clock()
-                outputs[route] = routes[route](number)
-                file.seconds[route].append(clock() - start)
-            if file.usual_is_right and file.difference is None:
-                file.difference = largest_difference(outputs[USUAL], outputs[OURS])
+                workers[route].send(number)
+                file.seconds[route].append(workers[route].recv())
         order.reverse()
+    for worker in workers.values():
+        worker.send(None)
+
+
+def compare_pixels(files: list[File]) -> None:
+    routes = build_routes(files)
+    for number, file in enumerate(files):
+        if file.usual_is_right:
+            file.difference = largest_difference(routes[USUAL](number), routes[OURS](number))
 
 
 def largest_difference(first: torch.Tensor, second: torch.Tensor) -> float:
@@ -168,13 +197,11 @@ def timed_parts(totals: dict[str, float], clock: Callable[[], float]) -> Iterato
     """Add to `totals` the seconds spent in each of `PARTS` while the context lasts."""
 
     def timed(name: str, function: Callable) -> Callable:
-        @functools.wraps(function)
         def call(*args, **kwargs):
             start = clock()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                totals[name] += clock() - start
+            result = function(*args, **kwargs)
+            totals[name] += clock() - start
+            return result
 
         return call
 
@@ -185,10 +212,8 @@ def timed_parts(totals: dict[str, float], clock: Callable[[], float]) -> Iterato
         yield
 
 
-def measure_parts(files: list[File], repeats: int, clock: Callable[[], float], options: dict) -> dict[str, dict]:
-    """Return group -> part -> mean milliseconds of a sample with targets; "other" is what no part accounts for."""
-    processor = MMEVideoProcessor(**options)
-    dataset, collate = clip_dataset(files, processor), ClipCollator(processor)
+def measure_parts(files: list[File], repeats: int, clock: Callable[[], float], run: Callable) -> dict[str, dict]:
+    """Return group -> part -> mean milliseconds of a clip; "other" is what no part accounts for."""
     result = {}
     for group in dict.fromkeys(file.group for file in files):
         numbers = [number for number, file in enumerate(files) if file.group == group]
@@ -198,12 +223,17 @@ def measure_parts(files: list[File], repeats: int, clock: Callable[[], float], o
             start = clock()
             with timed_parts(totals, clock):
                 for number in numbers:
-                    collate([sample(dataset, number)])
+                    run(number)
             totals["other"] = clock() - start - sum(totals.values())
             for name in (*PARTS, "other"):
                 rounds[name].append(1000 * totals[name] / len(numbers))
         result[group] = {name: statistics.median(values) for name, values in rounds.items()}
     return result
+
+
+def collated(files: list[File], processor: MMEVideoProcessor) -> Callable[[int], object]:
+    dataset, collate = clip_dataset(files, processor), ClipCollator(processor)
+    return lambda number: collate([sample(dataset, number)])
 
 
 def group_rows(files: list[File]) -> list[str]:
@@ -235,22 +265,23 @@ def kind_rows(files: list[File]) -> list[str]:
     for group, kind, is_off in kinds:
         members = [f for f in files if (f.group, f.kind, not f.usual_is_right) == (group, kind, is_off)]
         usual, ours = (1000 * statistics.mean(file.median(route) for file in members) for route in (USUAL, OURS))
-        worst = "not compared" if is_off else f"{max(file.difference for file in members):.2f}"
+        worst = "not compared: numbered otherwise" if is_off else f"{max(file.difference for file in members):.2f}"
         rows.append(f"| {group} {kind} | {len(members)} | {usual:.1f} | {ours:.1f} | {usual / ours:.2f} | {worst} |")
     return rows
 
 
 def part_rows(files: list[File], repeats: int, clock: Callable[[], float]) -> list[str]:
-    parts = {size: measure_parts(files, repeats, clock, options) for size, options in SIZES.items()}
-    columns = [(size, group) for size, groups in parts.items() for group in groups]
-    rows = [
-        f"| part, ms | {' | '.join(f'{size}, {group}' for size, group in columns)} |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
+    runs = {
+        "ours": build_routes(files)[OURS],
+        "with targets": collated(files, MMEVideoProcessor()),
+        "with targets, tiny": collated(files, MMEVideoProcessor(**TINY)),
+    }
+    parts = {name: measure_parts(files, repeats, clock, run) for name, run in runs.items()}
+    columns = [(f"{group} {name}", parts[name][group]) for name in parts for group in parts[name]]
+    rows = [f"| part, ms | {' | '.join(title for title, _ in columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name in (*PARTS, "other"):
-        rows.append(f"| {name} | {' | '.join(f'{parts[size][group][name]:.2f}' for size, group in columns)} |")
-    totals = (sum(parts[size][group].values()) for size, group in columns)
-    return [*rows, f"| **sample** | {' | '.join(f'**{total:.1f}**' for total in totals)} |"]
+        rows.append(f"| {name} | {' | '.join(f'{values[name]:.2f}' for _, values in columns)} |")
+    return [*rows, f"| **sum** | {' | '.join(f'**{sum(values.values()):.1f}**' for _, values in columns)} |"]
 
 
 def report(files: list[File], arguments: argparse.Namespace) -> list[str]:
@@ -278,12 +309,12 @@ def report(files: list[File], arguments: argparse.Namespace) -> list[str]:
         "Not compared, because torchcodec gives other frames than decoding in order does (packed or reordered AVI), "
         f"but timed: {', '.join(file.path.name for file in off) or 'none'}.",
         "",
-        "## Where the time of one sample with targets goes",
+        "## Where the time of one clip goes",
         "",
         *part_rows(files, max(1, arguments.repeats // 2), CLOCKS[arguments.clock]),
         "",
-        "Training samples: random window of raw frames, crop, flip. `other` holds the processor's options and checks, "
-        "copies, and the rest of the data layer.",
+        "With targets: training samples, random window of raw frames (all decoded), crop and flip; tiny is 112 px, 8 "
+        "frames. `other` holds the processor's options and checks, copies, and the rest of the data layer.",
     ]
 
 
@@ -296,10 +327,10 @@ def main() -> None:
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: for ratios on a busy machine")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks/results/input_path.md")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    use_one_thread()
     files = find_files(arguments.clips, arguments.actions, arguments.every)
-    measure_routes(files, arguments.repeats, CLOCKS[arguments.clock])
+    compare_pixels(files)
+    measure_routes(files, arguments.repeats, arguments.clock)
     lines = report(files, arguments)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text("\n".join([*lines, ""]), encoding="utf-8")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -20,18 +21,17 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from huggingface_hub.errors import StrictDataclassError
 
 from mme_hf.data import BadVideoLog, ClipSampling, TooManyBadVideosError, VideoRecords, build_clip_loader
-from mme_hf.hub import PushError, push_folder
+from mme_hf.hub import PushError, create_repository, push_folder
 from mme_hf.model_card import pretraining_card, public_command, public_settings
 from mme_hf.training import (
-    MeanPredictor,
     NonFiniteLossError,
     PretrainingArguments,
     ProgressReporter,
     RunState,
     build_optimizer,
     build_scheduler,
-    explained_share,
     parse_arguments,
+    report_explained_share,
     run_update,
     scaled_learning_rate,
 )
@@ -59,6 +59,7 @@ class Pretraining:
     def __init__(self, args: PretrainingArguments):
         self.args = args
         self.output_dir = Path(args.output_dir)
+        self.repository = args.hub_model_id or self.output_dir.resolve().name
         self.accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
             log_with=args.report_to if args.with_tracking else None,
@@ -71,8 +72,6 @@ class Pretraining:
             use_all_cores()
         set_seed(args.seed)
         self.model, self.processor = build_model_and_processor(args)
-        if args.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
         self.records, self.held_out_records, self.held_out_fraction = load_records(args)
         self.num_workers = num_decoding_workers(args.dataloader_num_workers)
         batches_per_update = self.accelerator.num_processes * args.gradient_accumulation_steps
@@ -101,14 +100,19 @@ class Pretraining:
             scheduler=self.scheduler,
             settings=self.settings,
         )
-        self.bad_videos = BadVideoLog.for_records(
+        self.train_loader = self._loader(
             self.records,
-            self.output_dir / "bad_videos.jsonl",
-            max_bad_fraction=args.max_bad_fraction,
-            on_bad_video=args.on_bad_video,
-            is_continued=self.state.step > 0,
-            is_writer=is_main,
+            train_sampling(args, self.held_out_fraction),
+            batch_size=args.per_device_train_batch_size,
+            shuffle_buffer_size=args.shuffle_buffer_size,
+            cursor=self.state.cursor,
         )
+        self.bad_videos = self._bad_video_log(self.records, "bad_videos.jsonl")
+        self.bad_held_out_videos = None
+        if self.held_out_records:
+            self.bad_held_out_videos = self._bad_video_log(self.held_out_records, "bad_held_out_videos.jsonl")
+        if args.push_to_hub and is_main:
+            create_repository(self.repository, token=args.hub_token)
         if args.with_tracking:
             settings = {name: str(value) for name, value in public_settings(dataclasses.asdict(args)).items()}
             self.accelerator.init_trackers("mme_pretraining", config=settings)
@@ -117,14 +121,8 @@ class Pretraining:
         """Update the model until the last step."""
         args, state = self.args, self.state
         self._announce()
-        loader = self._loader(
-            self.records,
-            train_sampling(args, self.held_out_fraction),
-            batch_size=args.per_device_train_batch_size,
-            shuffle_buffer_size=args.shuffle_buffer_size,
-            cursor=state.cursor,
-        )
-        batches = iter(loader)
+        self.started = time.perf_counter()
+        batches = iter(self.train_loader)
         self.prepared_model.train()
         weights = {name: target["weight"] for name, target in self.model.config.motion_targets.items()}
         progress = ProgressReporter(
@@ -153,7 +151,8 @@ class Pretraining:
             progress.update(report, step=state.step, learning_rate=learning_rate, num_bad_videos=num_bad)
             if args.checkpointing_steps and state.step % args.checkpointing_steps == 0:
                 self._save_checkpoint()
-        self.train_seconds = progress.close()
+        progress.close()
+        self.state.seconds += time.perf_counter() - self.started
 
     def finish(self) -> None:
         """Measure on held-out clips; save the model, its processor, a card and a picture."""
@@ -163,15 +162,28 @@ class Pretraining:
         shares = self._explained_shares() if self.held_out_records else None
         if self.accelerator.is_main_process:
             (self.output_dir / "README.md").write_text(self._card(shares), encoding="utf-8")
-            self._draw()
+            try:
+                self._draw()
+            except ValueError as error:  # targets that keep no pixels of motion, or no clip that could be read
+                logger.warning("no motion.png: %s", error)
             logger.info("saved in %s: config.json, model.safetensors, video_preprocessor_config.json,", self.output_dir)
             logger.info("  README.md (model card), motion.png (target beside prediction), logs (tensorboard --logdir)")
-            if self.bad_videos.num_bad:
-                logger.info("%d bad videos are listed in %s", self.bad_videos.num_bad, self.bad_videos.path)
+            for log in filter(None, (self.bad_videos, self.bad_held_out_videos)):
+                if log.num_bad:
+                    logger.info("%d bad videos are listed in %s", log.num_bad, log.path)
             if self.args.push_to_hub:
-                repository = self.args.hub_model_id or self.output_dir.name
-                logger.info("pushed to %s", push_folder(self.output_dir, repository, token=self.args.hub_token))
+                logger.info("pushed to %s", push_folder(self.output_dir, self.repository, token=self.args.hub_token))
         self.accelerator.end_training()
+
+    def _bad_video_log(self, records: VideoRecords, name: str) -> BadVideoLog:
+        return BadVideoLog.for_records(
+            records,
+            self.output_dir / name,
+            max_bad_fraction=self.args.max_bad_fraction,
+            on_bad_video=self.args.on_bad_video,
+            is_continued=self.state.step > 0,
+            is_writer=self.accelerator.is_main_process,
+        )
 
     def _save_checkpoint(self) -> None:
         self.state.save(
@@ -179,6 +191,7 @@ class Pretraining:
             self.output_dir,
             scheduler=self.scheduler,
             settings=self.settings,
+            seconds=self.state.seconds + time.perf_counter() - self.started,
             total_limit=self.args.checkpoints_total_limit,
         )
 
@@ -219,7 +232,6 @@ class Pretraining:
 
     def _explained_shares(self) -> dict[str, float] | None:
         args = self.args
-        sizes = {name: target["size"] for name, target in self.model.config.motion_targets.items()}
         num_batches = -(-args.num_baseline_clips // self.global_batch_size) * args.gradient_accumulation_steps
         # Another seed than training's: the mean is one over fresh crops and times, but of training frames only.
         training_clips = self._loader(
@@ -228,37 +240,21 @@ class Pretraining:
             batch_size=args.per_device_train_batch_size,
             seed=args.seed + 1,
         )
-        try:
-            baseline = MeanPredictor.fit(islice(training_clips, num_batches), sizes, self.accelerator)
-            shares = explained_share(self.model, self._held_out_loader(), baseline, self.accelerator)
-        except ValueError as error:  # the same on every process: it is judged by sums over all of them
-            logger.warning("explained share not measured: %s", error)
-            return None
-        logger.info("explained share on held-out clips (1 - error / error of predicting the training mean):")
-        for name, share in shares.items():
-            logger.info("  %-10s %+.4f", name, share)
-        self.accelerator.log({f"held_out/explained_{name}": share for name, share in shares.items()}, self.state.step)
+        held_out_clips = self._held_out_loader(self.held_out_records.limited(args.max_eval_videos), num_epochs=1)
+        shares = report_explained_share(
+            self.accelerator, self.model, islice(training_clips, num_batches), held_out_clips, self.bad_held_out_videos
+        )
+        values = {f"held_out/explained_{name}": share for name, share in (shares or {}).items()}
+        self.accelerator.log(values, step=self.state.step)
         return shares
 
-    def _held_out_loader(self):
-        return self._loader(
-            self.held_out_records.limited(self.args.max_eval_videos),
-            held_out_sampling(self.args, self.held_out_fraction),
-            batch_size=self.args.num_eval_clips,
-            shuffle=False,
-            num_epochs=1,
-        )
+    def _held_out_loader(self, records: VideoRecords, **options):
+        sampling = held_out_sampling(self.args, self.held_out_fraction)
+        return self._loader(records, sampling, batch_size=self.args.num_eval_clips, shuffle=False, **options)
 
     def _draw(self) -> None:
-        loader = self._loader(
-            self.held_out_records or self.records,
-            held_out_sampling(self.args, self.held_out_fraction),
-            shuffle=False,
-            batch_size=self.args.num_eval_clips,
-            process_index=0,
-            num_processes=1,
-            num_workers=0,
-        )
+        options = {"process_index": 0, "num_processes": 1, "num_workers": 0}
+        loader = self._held_out_loader(self.held_out_records or self.records, **options)
         # A few videos are enough to find one that moves.
         clips = (batch for batch in islice(loader, MAX_VIDEOS_TO_DRAW_FROM) if batch["sources"])
         inputs, source = liveliest_clip(clips, self.model.config.motion_targets)
@@ -274,11 +270,11 @@ class Pretraining:
             num_videos=self.records.num_records,
             steps=self.state.step,
             global_batch_size=self.global_batch_size,
-            seconds=self.train_seconds,
+            seconds=self.state.seconds,
             explained_shares=shares,
             command=f"accelerate launch examples/pretrain.py {public_command(sys.argv[1:])}".strip(),
             settings=public_settings(dataclasses.asdict(self.args)),
-            repository=self.args.hub_model_id or self.output_dir.name,
+            repository=self.repository,
         )
 
 
@@ -286,7 +282,7 @@ def main() -> None:
     """Run the script; a mistake in the arguments ends it with one line."""
     try:
         run = Pretraining(parse_arguments(PretrainingArguments, sample_recipe=SAMPLE_RECIPE))
-    except (ValueError, StrictDataclassError, TooManyBadVideosError) as error:
+    except (ValueError, StrictDataclassError, TooManyBadVideosError, PushError) as error:
         sys.exit(f"pretrain.py: error: {error}")
     try:
         run.train()

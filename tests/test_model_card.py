@@ -44,8 +44,9 @@ def test_where_nothing_was_measured_nothing_is_claimed():
 
 
 def test_tokens_and_folders_of_the_machine_stay_out():
-    settings = {"hub_token": "hf_secret", "train_dir": "/home/me/videos", "preset": "tiny"}
-    assert public_settings(settings) == {"train_dir": "videos", "preset": "tiny"}
+    settings = {"hub_token": "hf_secret", "train_dir": "/home/me/videos", "preset": "tiny", "more": {"a": "/home/b"}}
+    assert public_settings(settings) == {"train_dir": "videos", "preset": "tiny", "more": {"a": "b"}}
+    assert public_command(["--model_options", '{"a": "/home/b"}']) == """--model_options '{"a": "b"}'"""
 
 
 @pytest.mark.parametrize("secret", [["--hub_token", "hf_secret"], ["--hub_token=hf_secret"]])

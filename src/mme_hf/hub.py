@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import get_session
 
-# Of no use to whoever downloads a model, or naming paths of the machine that made it.
-NOT_PUSHED = ("checkpoint-*", "checkpoint-*/**", "bad_videos.jsonl", "ignored_files.txt")
+# What a run makes for others. Its logs name this machine, its reports name files on it.
+PUSHED = (
+    "README.md",
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "motion.png",
+    "video_preprocessor_config.json",
+)
 
 
 class PushError(RuntimeError):
     """The Hub could not be reached, or refused."""
 
 
+def create_repository(repository: str, *, token: str | None = None) -> None:
+    """Make sure that `repository` exists and may be written to, before a run begins that is to be pushed to it.
+
+    Args:
+        repository: "name" or "user/name".
+        token: For the Hub; by default the one this machine is logged in with.
+
+    Raises:
+        PushError: If the Hub cannot be reached, or refuses the name or the token.
+    """
+    try:
+        HfApi(token=token).create_repo(repository, exist_ok=True)
+    except _hub_errors() as error:
+        raise PushError(f"hub_model_id ({repository!r}) cannot be pushed to: {error}") from error
+
+
 def push_folder(folder: str | Path, repository: str, *, token: str | None = None) -> str:
-    """Upload a run's folder, without its checkpoints, and return the address of the repository.
+    """Upload what a run has made for others, and return the address of the repository.
 
     Args:
         folder: As `examples/pretrain.py` leaves it.
@@ -29,11 +54,17 @@ def push_folder(folder: str | Path, repository: str, *, token: str | None = None
     api = HfApi(token=token)
     try:
         url = api.create_repo(repository, exist_ok=True)
-        api.upload_folder(repo_id=url.repo_id, folder_path=folder, ignore_patterns=list(NOT_PUSHED))
-    except (HfHubHTTPError, OSError) as error:
-        excluded = " ".join(f"--exclude '{pattern}'" for pattern in NOT_PUSHED)
+        api.upload_folder(repo_id=url.repo_id, folder_path=folder, allow_patterns=list(PUSHED))
+    except _hub_errors() as error:
+        included = " ".join(f"--include '{pattern}'" for pattern in PUSHED)
         raise PushError(
             f"pushing to {repository} failed: {error}. Everything is still in {folder}; push it later with: "
-            f"hf upload {repository} {folder} {excluded}"
+            f"hf upload {repository} {folder} {included}"
         ) from error
     return str(url)
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    # huggingface_hub lets the errors of its HTTP client through, and has changed clients between versions.
+    client = import_module(type(get_session()).__module__.split(".")[0])
+    return (HfHubHTTPError, HFValidationError, OSError, getattr(client, "HTTPError", OSError))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
@@ -91,7 +92,7 @@ def pretraining_card(
     )
     return _PRETRAINING_CARD.format(
         metadata=metadata.to_yaml(),
-        data_name=data_name,
+        data_name=_public(data_name),
         visible=1 - processor.mask_ratio,
         repository=repository,
         videos="a stream of videos" if num_videos is None else f"{num_videos} videos",
@@ -130,6 +131,10 @@ def public_command(arguments: Sequence[str]) -> str:
 
 
 def _public(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return public_settings(value)
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        return json.dumps(public_settings(json.loads(value)))
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 

@@ -244,7 +244,16 @@ class PositionTarget:
                 raise ValueError(f"position: {field} ({getattr(self, field)!r}) must be one of {list(allowed)}.")
 
     def size(self, config: TargetConfig) -> int:
-        """Return 2 components * steps * points per token."""
+        """Return 2 components * steps * points per token.
+
+        Raises:
+            ValueError: With "patch_std" and one point per token, which has no standard deviation.
+        """
+        if self.normalization == "patch_std" and config.patch_size == self.cell_size_px:
+            raise ValueError(
+                f"position: normalization 'patch_std' needs more than one point per token: cell_size_px "
+                f"({self.cell_size_px}) must be below patch_size ({config.patch_size})."
+            )
         return 2 * config.trajectory_num_steps * _cells_per_side(config.patch_size, self.cell_size_px) ** 2
 
     def __call__(self, clip: MotionClip, trajectories: Trajectories) -> tuple[torch.Tensor, torch.Tensor]:

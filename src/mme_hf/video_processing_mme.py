@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from huggingface_hub.dataclasses import validate_typed_dict
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import (
-    PILImageResampling,
-)
+from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.video_processing_utils import BaseVideoProcessor
@@ -260,7 +258,8 @@ class MMEVideoProcessor(BaseVideoProcessor):
         unknown = sorted(set(kwargs) - {*names, "return_tensors"})
         if unknown:
             raise TypeError(f"{type(self).__name__} has no option {', '.join(unknown)}. Its options are {names}.")
-        validate_typed_dict(self.valid_kwargs, kwargs)
+        if set(kwargs) - {"return_tensors"}:  # 0.2 ms for nothing where no option is given anew
+            validate_typed_dict(self.valid_kwargs, kwargs)
         options = {"return_tensors": None, **{name: getattr(self, name, None) for name in names}, **kwargs}
         options = self._standardize_kwargs(**options)
         self._validate_preprocess_kwargs(**options)

@@ -34,9 +34,10 @@ def liveliest_clip(
         motion_targets: The model's, `position` among them.
 
     Raises:
-        ValueError: If there is no clip in `batches`.
+        ValueError: If there is no clip in `batches`, or `position` is not among the targets.
     """
     names = list(motion_targets)
+    _check_has_position(names)
     best: tuple[float, dict[str, torch.Tensor], str] | None = None
     for batch in batches:
         inputs = batch["inputs"]
@@ -80,8 +81,7 @@ def draw_motion_prediction(
         ValueError: If `position` is not among the model's targets.
     """
     names = list(model.config.motion_targets)
-    if "position" not in names:
-        raise ValueError(f"motion_targets ({names}) has no 'position', so there is no motion to draw.")
+    _check_has_position(names)
     clip = {name: tensor[:1].to(model.device) for name, tensor in inputs.items()}
     was_training = model.training
     predictions = model.eval().split_targets(model(**clip).logits)["position"]
@@ -104,6 +104,11 @@ def draw_motion_prediction(
     )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
+
+
+def _check_has_position(names: Sequence[str]) -> None:
+    if "position" not in names:
+        raise ValueError(f"motion_targets ({list(names)}) has no 'position', so there is no motion to draw.")
 
 
 def _draw_rows(

@@ -52,6 +52,15 @@ def test_a_resumed_run_goes_on_with_the_list_and_cuts_a_half_written_line(tmp_pa
     assert log.num_bad == 2
 
 
+def test_a_resumed_run_is_held_to_the_limit_by_what_it_meets(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    BadVideoLog(path, num_records=100).record([bad("a"), bad("b")], num_seen=2)
+    log = BadVideoLog(path, num_records=100, max_bad_fraction=0.01, is_continued=True)
+    log.record([bad("a")], num_seen=1)  # b may have been mended
+    with pytest.raises(TooManyBadVideosError):
+        log.record([bad("b")], num_seen=2)
+
+
 def test_a_new_run_begins_a_new_list(tmp_path):
     path = tmp_path / "bad.jsonl"
     BadVideoLog(path, num_records=100).record([bad("a")], num_seen=1)

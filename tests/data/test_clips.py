@@ -3,6 +3,7 @@
 import threading
 import zipfile
 from functools import partial
+from hashlib import blake2b
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 
@@ -176,7 +177,8 @@ def test_a_streamed_path_may_be_a_url_also_into_an_archive(tmp_path, video_folde
 def test_embedded_videos_are_named_by_their_place(tmp_path, processor):
     dataset = dataset_of(tmp_path if any(tmp_path.iterdir()) else _with_one_video(tmp_path), processor)
     result = dataset[request({"video": {"bytes": b"broken", "path": "a.mp4"}})]
-    assert result.source == f"{tmp_path.name}[stream 0] (a.mp4)"
+    # blake2b of b"broken", 6 bytes
+    assert result.source == f"{tmp_path.name}[{blake2b(b'broken', digest_size=6).hexdigest()}] (a.mp4)"
 
 
 def _with_one_video(folder):
@@ -211,6 +213,7 @@ def test_a_batch_size_that_does_not_divide_is_an_error(video_folder, processor):
         ({"samples_per_video": 0}, r"samples_per_video \(0\)"),
         ({"flip_probability": 2.0}, r"flip_probability \(2.0\)"),
         ({"part": "test"}, r"part \('test'\)"),
+        ({"reader": "eyes"}, r"reader \('eyes'\) must be 'auto' or one of"),
         ({"held_out_fraction": 0.0}, r"held_out_fraction \(0.0\)"),
     ],
 )

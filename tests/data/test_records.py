@@ -112,6 +112,25 @@ def test_any_data_set_with_one_video_column_is_read_undecoded(tmp_path):
         assert records.num_records == (None if streaming else 1)
 
 
+def test_a_file_name_may_hold_a_comma_and_a_short_row_is_named(tmp_path):
+    touch(tmp_path / "a, b.mp4")
+    records = load_manifest_records(touch(tmp_path / "list.txt", b"a, b.mp4 3\n"))
+    assert paths_of(records) == [str(tmp_path / "a, b.mp4")]
+    with pytest.raises(ValueError, match=r"line 2 \('2'\) has 1 fields; its header needs 3"):
+        load_manifest_records(touch(tmp_path / "list.csv", b"id,path,label\n2\n"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_local_folder_named_as_a_data_set_keeps_its_webm_files(tmp_path, streaming):
+    touch(tmp_path / "train" / "a" / "1.mp4")
+    touch(tmp_path / "train" / "b" / "2.webm")
+    records = load_dataset_records(str(tmp_path), streaming=streaming)
+    assert [path.split("/")[-1] for path in paths_of(records)] == ["1.mp4", "2.webm"]
+    assert records.label_names == ("a", "b")
+    with pytest.raises(ValueError, match=r"dataset_name \('nowhere/at_all'\) cannot be opened"):
+        load_dataset_records("nowhere/at_all")
+
+
 def test_a_data_set_without_videos_is_an_error(tmp_path):
     Dataset.from_dict({"text": ["hello"]}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match=r"has 0 Video columns among \['text'\]"):

@@ -70,6 +70,9 @@ def test_the_published_recipe_is_met():
     [
         (["--per_device_train_batch_size", "0"], r"per_device_train_batch_size \(0\) must be at least 1"),
         (["--learning_rate", "0"], r"learning_rate \(0.0\) must be above 0"),
+        (["--learning_rate", "nan"], r"learning_rate \(nan\) must be above 0"),
+        (["--min_learning_rate", "1"], r"min_learning_rate \(1.0\) is above learning_rate"),
+        (["--max_grad_norm", "0"], r"max_grad_norm \(0.0\) must be above 0"),
         (["--held_out_fraction", "1"], r"held_out_fraction \(1.0\) must lie in"),
         (["--samples_per_video", "3"], r"batch_size \(8\) does not divide by samples_per_video \(3\)"),
         (["--mixed_precision", "int8"], r"mixed_precision \('int8'\)"),

@@ -1,5 +1,7 @@
 """Checkpoints are whole or absent."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -30,7 +32,7 @@ def test_weights_optimizer_random_state_and_the_rest_come_back(prepared, tmp_pat
     for _ in range(3):
         scheduler.step()
     state = RunState(step=3, num_records_seen=12, cursor=RecordCursor(1, 2, 7))
-    state.save(accelerator, tmp_path, scheduler=scheduler, settings={"seed": 0}, total_limit=None)
+    state.save(accelerator, tmp_path, scheduler=scheduler, settings={"seed": 0}, seconds=5.0, total_limit=None)
     weight, moments = model.weight.clone(), optimizer.state_dict()["state"][0]["exp_avg"].clone()
     drawn = torch.rand(3)
     with torch.no_grad():
@@ -38,7 +40,7 @@ def test_weights_optimizer_random_state_and_the_rest_come_back(prepared, tmp_pat
     optimizer.step()
     fresh_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: 0.5**step)
     resumed = RunState.resume(accelerator, tmp_path, "latest", scheduler=fresh_scheduler, settings={"seed": 0})
-    assert resumed == state
+    assert resumed == replace(state, seconds=5.0)
     assert torch.equal(model.weight, weight)
     assert torch.equal(optimizer.state_dict()["state"][0]["exp_avg"], moments)
     assert torch.equal(torch.rand(3), drawn)
@@ -59,6 +61,20 @@ def test_a_checkpoint_that_was_being_written_or_removed_is_never_found(prepared,
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
     save(prepared[0], tmp_path, 4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-4"]
+
+
+def test_checkpoints_of_a_later_step_are_no_rivals_of_the_new_one(prepared, tmp_path):
+    for step in (10, 20, 30):
+        save(prepared[0], tmp_path, step)
+    save(prepared[0], tmp_path, 15, total_limit=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-15"]
+
+
+def test_a_new_run_does_not_mix_its_checkpoints_with_those_of_another(prepared, tmp_path):
+    save(prepared[0], tmp_path, 1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(prepared[2], lambda step: 1.0)
+    with pytest.raises(ValueError, match="holds checkpoint-1 of an earlier run. Go on with it by"):
+        RunState.resume(prepared[0], tmp_path, None, scheduler=scheduler, settings={})
 
 
 def test_the_same_step_can_be_saved_again(prepared, tmp_path):
@@ -84,6 +100,7 @@ def test_latest_of_nothing_starts_anew_and_a_wrong_folder_is_an_error(prepared, 
 def test_other_settings_are_named(prepared, tmp_path):
     accelerator, _, optimizer = prepared
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: 1.0)
-    RunState(step=1).save(accelerator, tmp_path, scheduler=scheduler, settings={"seed": 0}, total_limit=None)
+    options = {"scheduler": scheduler, "seconds": 0.0, "total_limit": None}
+    RunState(step=1).save(accelerator, tmp_path, settings={"seed": 0}, **options)
     with pytest.raises(ValueError, match="was written with seed 0, but this run has 1"):
         RunState.resume(accelerator, tmp_path, "latest", scheduler=scheduler, settings={"seed": 1})

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from mme_hf.training import MeanPredictor, explained_share
+from mme_hf.training import MeanPredictor, NothingToExplainError, explained_share
 
 SIZES = {"position": 2, "shape": 1}
 
@@ -54,8 +54,8 @@ def test_the_share_is_one_minus_the_ratio_of_the_errors():
 
 def test_nothing_to_explain_is_an_error():
     still = batch([[0, 0, 0], [0, 0, 0]], [1], [[False, True], [False, True]])
-    with pytest.raises(ValueError, match="'position' has no masked token that counts"):
+    with pytest.raises(NothingToExplainError, match="'position' has no masked token that counts"):
         MeanPredictor.fit([still], SIZES, Accelerator(cpu=True))
     baseline = MeanPredictor({"position": torch.zeros(2).double(), "shape": torch.ones(1).double()})
-    with pytest.raises(ValueError, match="'position' does not vary"):
+    with pytest.raises(NothingToExplainError, match="'position' does not vary"):
         explained_share(Constant([1.0, 2.0, 4.0]), [still], baseline, Accelerator(cpu=True))

@@ -33,6 +33,9 @@ def test_model_and_processor_agree_on_what_is_predicted():
         ({"image_size": 40}, "40"),
         ({"processor_options": {"motion_targets": {"colour": {}}}}, "'colour'"),
         ({"model_options": {**SMALL, "hidden_size": 25}}, r"hidden_size \(25\)"),
+        ({"model_options": {"drop_pth_rate": 0.1}}, "model_options sets 'drop_pth_rate', which does not exist"),
+        ({"model_options": {"patch_size": 8}}, "model_options sets 'patch_size', which the processor decides"),
+        ({"processor_options": {"frame_strid": 1}}, "processor_options sets 'frame_strid', which does not exist"),
     ],
 )
 def test_wrong_values_are_named(changes, message):
@@ -41,11 +44,25 @@ def test_wrong_values_are_named(changes, message):
 
 
 def test_weights_that_predict_something_else_are_refused(tmp_path):
-    build_model_and_processor(arguments())[0].save_pretrained(tmp_path)
+    for part in build_model_and_processor(arguments()):
+        part.save_pretrained(tmp_path)
     model, _ = build_model_and_processor(arguments(model_name_or_path=str(tmp_path)))
     assert isinstance(model, MMEForPreTraining)
-    with pytest.raises(ValueError, match="predicts .*'position': 32.* but the processor makes .*'position': 48"):
-        build_model_and_processor(arguments(model_name_or_path=str(tmp_path), trajectory_num_steps=6))
+    with pytest.raises(ValueError, match=r"predicts .*'position', 32.* but the processor makes .*'position', 48"):
+        build_model_and_processor(
+            arguments(model_name_or_path=str(tmp_path), trajectory_num_steps=6, model_options=None)
+        )
+    with pytest.raises(ValueError, match=r"model_name_or_path \('nowhere'\) cannot be opened"):
+        build_model_and_processor(arguments(model_name_or_path="nowhere", model_options=None))
+
+
+def test_the_order_of_the_targets_goes_with_the_weights(tmp_path):
+    swapped = {"motion_targets": {"position": {}, "shape": {}}}
+    for part in build_model_and_processor(arguments(processor_options=swapped)):
+        part.save_pretrained(tmp_path)
+    model, processor = build_model_and_processor(arguments(model_name_or_path=str(tmp_path), mask_ratio=0.5))
+    assert list(model.config.motion_targets) == list(processor.motion_target_config()) == ["position", "shape"]
+    assert processor.mask_ratio == 0.5
 
 
 def test_lengths_count_epochs_in_clips():

@@ -68,7 +68,9 @@ class BadVideoLog:
         self.max_bad_fraction = max_bad_fraction
         self.on_bad_video = on_bad_video
         self.is_writer = is_writer
-        self._bad_sources = {json.loads(line)["source"] for line in self._complete_lines()} if is_continued else set()
+        # A resumed run counts anew what it meets, for a listed video may have been mended, but lists nothing twice.
+        self._bad_sources: set[str] = set()
+        self._listed = {json.loads(line)["source"] for line in self._complete_lines()} if is_continued else set()
         if is_writer and not is_continued:
             self.path.unlink(missing_ok=True)
 
@@ -109,7 +111,8 @@ class BadVideoLog:
         if self.is_writer:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(asdict(bad), ensure_ascii=False) + "\n" for bad in new.values())
+                unlisted = (asdict(bad) for source, bad in new.items() if source not in self._listed)
+                file.writelines(json.dumps(bad, ensure_ascii=False) + "\n" for bad in unlisted)
         for bad in new.values():
             logger.warning("skipped a bad video: %s: %s", bad.source, bad.cause)
         self._stop_if_too_many(list(new.values()), num_seen)

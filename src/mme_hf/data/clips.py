@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.utils.data import Dataset
 
-from ..video import VideoReader, VideoReadError, open_video
+from ..video import READERS, VideoReader, VideoReadError, open_video
 from ..video.sampling import evenly_spaced_starts, random_start
 from .augmentation import center_crop_box, multi_scale_crop_box, random_flip
 from .bad_videos import BadVideo
@@ -48,6 +49,8 @@ class ClipSampling:
             raise ValueError(f"flip_probability ({self.flip_probability}) must lie in [0, 1].")
         if self.part not in ("all", "train", "held_out"):
             raise ValueError(f"part ({self.part!r}) must be 'all', 'train' or 'held_out'.")
+        if self.reader not in ("auto", *READERS):
+            raise ValueError(f"reader ({self.reader!r}) must be 'auto' or one of {', '.join(READERS)}.")
         if not 0.0 < self.held_out_fraction < 1.0:
             raise ValueError(f"held_out_fraction ({self.held_out_fraction}) must lie between 0 and 1, such as 0.2.")
 
@@ -207,5 +210,6 @@ def _source_name(video: Mapping[str, Any], dataset_name: str, request: RecordReq
     if video["path"] and (video["bytes"] is None or "://" in video["path"]):
         return video["path"]
     # Embedded videos often share a file name, or have none; the place in the data set tells them apart.
-    place = request.record if isinstance(request.record, int) else f"stream {request.index}"
+    # A stream's order differs from epoch to epoch, so there the content has to name it.
+    place = request.record if isinstance(request.record, int) else blake2b(video["bytes"], digest_size=6).hexdigest()
     return f"{dataset_name}[{place}]" + (f" ({video['path']})" if video["path"] else "")

@@ -3,7 +3,9 @@
 The records of all epochs form one endless sequence, cut into batches without a remainder. With P processes the record
 at place n of the sequence belongs to process n % P, so P processes of batch size B see what one process of batch size
 P * B sees. The main process orders *undecoded* records (row numbers, or a stream's records as they are); workers only
-decode what they are handed. So a stream with fewer shards than workers idles none of them.
+decode what they are handed. So a stream with fewer shards than workers idles none of them. One exception: a stream
+whose shards divide among the processes is read shard by shard, each record by one process alone, and then its order
+depends on the number of processes.
 """
 
 from __future__ import annotations
@@ -127,7 +129,7 @@ class ClipBatchSampler:
                     seed = record_seed(self.seed, cursor.epoch, self._global_index(cursor.index))
                     yield RecordRequest(record, cursor.epoch, cursor.index, seed, following)
                 cursor = following
-            if cursor == start and cursor.index == 0:
+            if cursor == start and cursor.index == 0 and self.num_epochs is None:
                 raise ValueError(f"epoch {cursor.epoch} of the data set yields no record. Is the stream empty?")
             cursor = RecordCursor(cursor.epoch + 1, 0, cursor.count)
 

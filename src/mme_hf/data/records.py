@@ -6,6 +6,7 @@ import csv
 import importlib.util
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ VIDEO_EXTENSIONS = frozenset(
 # Header names under which published manifests list the file and its class.
 PATH_FIELDS = ("path", "video", "file", "filename", "file_name", "video_path")
 LABEL_FIELDS = ("label", "class", "action", "category")
+# A folder with one of these is for datasets to open: it has metadata, or its videos are inside.
+_DATA_SET_SUFFIXES = frozenset((".arrow", ".csv", ".json", ".jsonl", ".parquet", ".py", ".tar", ".yaml", ".zip"))
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class VideoRecords:
         label_names: Class names in label order; empty where the source has none.
         ignored_files: Files of a folder that were not taken for videos.
         missing_files: (path, cause) of each manifest line whose file does not exist.
+        identity: Changes when the list of videos does; a resumed run insists on the same.
     """
 
     dataset: Dataset | IterableDataset
@@ -40,6 +44,11 @@ class VideoRecords:
     label_names: tuple[str, ...] = ()
     ignored_files: tuple[str, ...] = ()
     missing_files: tuple[tuple[str, str], ...] = ()
+    identity: str = ""
+
+    def streamed(self) -> VideoRecords:
+        """Return the same videos as a stream."""
+        return replace(self, dataset=self.dataset.to_iterable_dataset(), num_records=None)
 
     def limited(self, max_records: int) -> VideoRecords:
         """Return at most `max_records` of the videos: evenly spread over a data set, the first ones of a stream."""
@@ -51,27 +60,28 @@ class VideoRecords:
         return replace(self, dataset=self.dataset.select(rows), num_records=max_records)
 
 
-def load_folder_records(folder: str | Path) -> VideoRecords:
+def load_folder_records(folder: str | Path, *, flag: str = "train_dir") -> VideoRecords:
     """Return the videos of a folder: of its class folders where it has them, else of the folder itself.
 
     A class is a first-level folder; deeper folders are searched too and belong to it. Hidden files are passed over.
 
     Args:
         folder: A folder of class folders or a flat folder of videos.
+        flag: What error messages call it.
 
     Raises:
         ValueError: If the folder does not exist or holds no video.
     """
     root = Path(folder)
     if not root.is_dir():
-        raise ValueError(f"train_dir ({str(root)!r}) is not a folder. Give a folder of videos or of class folders.")
+        raise ValueError(f"{flag} ({str(root)!r}) is not a folder. Give a folder of videos or of class folders.")
     files = sorted(path for path in root.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(root)))
     videos = [path for path in files if path.suffix.lower() in VIDEO_EXTENSIONS]
     ignored = tuple(str(path) for path in files if path.suffix.lower() not in VIDEO_EXTENSIONS)
     if not videos:
         found = f"; {len(ignored)} other files are in it, such as {Path(ignored[0]).name!r}" if ignored else ""
         raise ValueError(
-            f"train_dir ({str(root)!r}) holds no video{found}. Files with these endings are taken: "
+            f"{flag} ({str(root)!r}) holds no video{found}. Files with these endings are taken: "
             f"{' '.join(sorted(VIDEO_EXTENSIONS))}."
         )
     classes = [path.relative_to(root).parts[0] if path.parent != root else None for path in videos]
@@ -80,28 +90,30 @@ def load_folder_records(folder: str | Path) -> VideoRecords:
     return _records([str(path) for path in videos], labels, name=root.name, ignored_files=ignored)
 
 
-def load_manifest_records(manifest: str | Path) -> VideoRecords:
+def load_manifest_records(manifest: str | Path, *, flag: str = "train_manifest") -> VideoRecords:
     """Return the videos that a text or CSV file lists.
 
     A line is "path label" (the label after the last blank, so paths may hold blanks) or comma-separated; a CSV may
     have a header with a path column (`path`, `video`, `file`, ...) and a label column. The label may be absent from
     every line. Relative paths start at the manifest's folder. Empty lines and lines that start with "#" are skipped.
 
+    Args:
+        manifest: The file.
+        flag: What error messages call it.
+
     Raises:
         ValueError: If the file is missing, lists nothing or nothing that exists, or has a label on some lines only.
     """
     path = Path(manifest)
     if not path.is_file():
-        raise ValueError(
-            f"train_manifest ({str(path)!r}) is not a file. Give a text or CSV file of 'path label' lines."
-        )
+        raise ValueError(f"{flag} ({str(path)!r}) is not a file. Give a text or CSV file of 'path label' lines.")
     rows = list(_manifest_rows(path))
     if not rows:
-        raise ValueError(f"train_manifest ({str(path)!r}) lists no video. Write one 'path label' line for each.")
+        raise ValueError(f"{flag} ({str(path)!r}) lists no video. Write one 'path label' line for each.")
     unlabelled = [line for line, _, label in rows if label is None]
     if 0 < len(unlabelled) < len(rows):
         raise ValueError(
-            f"train_manifest ({str(path)!r}) line {unlabelled[0]} has no label, though other lines have one. "
+            f"{flag} ({str(path)!r}) line {unlabelled[0]} has no label, though other lines have one. "
             "Give every line a label, or none."
         )
     present, labels, missing = [], [], []
@@ -114,7 +126,7 @@ def load_manifest_records(manifest: str | Path) -> VideoRecords:
             missing.append((full, f"no such file (line {line} of {path.name})"))
     if not present:
         raise ValueError(
-            f"train_manifest ({str(path)!r}): none of its {len(rows)} files exists; the first is {missing[0][0]!r}. "
+            f"{flag} ({str(path)!r}): none of its {len(rows)} files exists; the first is {missing[0][0]!r}. "
             "Relative paths start at the manifest's folder."
         )
     has_labels = labels[0] is not None
@@ -137,7 +149,15 @@ def load_dataset_records(
     """
     from datasets import Video, load_dataset
 
-    dataset = load_dataset(dataset_name, config_name, split=split, streaming=streaming)
+    if _is_plain_video_folder(Path(dataset_name)):
+        # datasets would pass over .webm files without a word.
+        root = Path(dataset_name)
+        records = load_folder_records(root / split if (root / split).is_dir() else root, flag="dataset_name")
+        return records.streamed() if streaming else records
+    try:
+        dataset = load_dataset(dataset_name, config_name, split=split, streaming=streaming)
+    except OSError as error:
+        raise ValueError(f"dataset_name ({dataset_name!r}) cannot be opened: {error}") from error
     features = dataset.features or {}
     columns = [name for name, feature in features.items() if isinstance(feature, Video)]
     if len(columns) != 1:
@@ -154,7 +174,8 @@ def load_dataset_records(
     num_records = None if streaming else len(dataset)
     if num_records == 0:
         raise ValueError(f"dataset_name ({dataset_name!r}) has no record in split {split!r}. Choose another split.")
-    return VideoRecords(dataset, dataset_name, num_records, label_names)
+    identity = f"{dataset_name} {config_name} {split} {num_records}"
+    return VideoRecords(dataset, dataset_name, num_records, label_names, identity=identity)
 
 
 def load_sample_records() -> VideoRecords:
@@ -186,7 +207,15 @@ def _records(paths: Sequence[str], labels: Sequence[str] | None, *, name: str, *
         features["label"] = ClassLabel(names=list(label_names))
         columns["label"] = [label_names.index(label) for label in labels]
     dataset = Dataset.from_dict(columns, features=Features(features))
-    return VideoRecords(dataset, name, len(paths), label_names, **report)
+    identity = blake2b("\n".join(Path(path).name for path in paths).encode(), digest_size=8).hexdigest()
+    return VideoRecords(dataset, name, len(paths), label_names, identity=identity, **report)
+
+
+def _is_plain_video_folder(root: Path) -> bool:
+    if not root.is_dir():
+        return False
+    suffixes = {path.suffix.lower() for path in root.rglob("*") if path.is_file()}
+    return bool(suffixes & VIDEO_EXTENSIONS) and not suffixes & _DATA_SET_SUFFIXES
 
 
 def _natural_order(label: str) -> tuple[int, int, str]:
@@ -205,19 +234,30 @@ def _manifest_rows(path: Path) -> Iterable[tuple[int, str, str | None]]:
         for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1)
         if line.strip() and not line.lstrip().startswith("#")
     ]
-    path_column, label_column = 0, -1
-    for position, (number, line) in enumerate(lines):
-        is_csv = "," in line or path.suffix.lower() == ".csv"
-        fields = next(csv.reader([line])) if is_csv else line.rsplit(maxsplit=1)
-        fields = [field.strip() for field in fields]
-        if position == 0 and is_csv:
-            lowered = [field.lower() for field in fields]
-            header = [lowered.index(name) for name in PATH_FIELDS if name in lowered]
-            if header:
-                path_column = header[0]
-                label_column = next((lowered.index(name) for name in LABEL_FIELDS if name in lowered), path_column)
-                continue
-        if not is_csv and Path(line).suffix.lower() in VIDEO_EXTENSIONS:
-            fields = [line]  # a path with blanks and no label
-        has_label = len(fields) > 1 and label_column % len(fields) != path_column
+    header = [field.strip().lower() for field in next(csv.reader([lines[0][1]]))] if lines else []
+    path_column = next((header.index(name) for name in PATH_FIELDS if name in header), None)
+    if path_column is not None:
+        label_column = next((header.index(name) for name in LABEL_FIELDS if name in header), None)
+        lines = lines[1:]
+    else:
+        path_column, label_column = 0, -1
+    for number, line in lines:
+        fields = _manifest_fields(line, path)
+        num_needed = 1 + max(path_column, label_column or 0)
+        if len(fields) < num_needed:
+            raise ValueError(
+                f"{path} line {number} ({line!r}) has {len(fields)} fields; its header needs {num_needed}."
+            )
+        has_label = label_column is not None and len(fields) > 1
         yield number, fields[path_column], fields[label_column] if has_label else None
+
+
+def _manifest_fields(line: str, path: Path) -> list[str]:
+    is_csv_file = path.suffix.lower() == ".csv"
+    if not is_csv_file and Path(line).suffix.lower() in VIDEO_EXTENSIONS:
+        return [line]  # a path with blanks and no label
+    words = line.rsplit(maxsplit=1)
+    # A comma may also be part of a file's name.
+    if is_csv_file or ("," in line and Path(words[0].rstrip(",")).suffix.lower() not in VIDEO_EXTENSIONS):
+        return [field.strip() for field in next(csv.reader([line]))]
+    return [word.rstrip(",") for word in words]

@@ -2,7 +2,8 @@
 
 from .arguments import PretrainingArguments, parse_arguments
 from .checkpointing import latest_checkpoint
-from .evaluation import MeanPredictor, explained_share
+from .evaluation import MeanPredictor, NothingToExplainError, explained_share
+from .held_out import report_explained_share
 from .optimization import build_optimizer, build_scheduler, parameter_groups, scaled_learning_rate
 from .progress import ProgressReporter
 from .run_state import RunState
@@ -11,6 +12,7 @@ from .updates import NonFiniteLossError, UpdateReport, run_update
 __all__ = [
     "MeanPredictor",
     "NonFiniteLossError",
+    "NothingToExplainError",
     "PretrainingArguments",
     "ProgressReporter",
     "RunState",
@@ -21,6 +23,7 @@ __all__ = [
     "latest_checkpoint",
     "parameter_groups",
     "parse_arguments",
+    "report_explained_share",
     "run_update",
     "scaled_learning_rate",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ class DataArguments:
 class ModelArguments:
     """What is trained, and what it sees."""
 
-    model_name_or_path: str | None = _flag(None, "Go on from these weights instead of random ones.")
+    model_name_or_path: str | None = _flag(None, "Start from these weights and their processor.")
     preset: str = _flag("tiny", "tiny, small, base or large.")
     image_size: int | None = _flag(None, "Side of the square input in pixels. Default: the preset's.")
     num_frames: int | None = _flag(None, "Input frames of a clip. Default: the preset's.")
@@ -108,8 +109,15 @@ class PretrainingArguments(TrainingArguments, ModelArguments, DataArguments):
             value = getattr(self, name)
             if value is not None and value < smallest:
                 raise ValueError(f"{name} ({value}) must be at least {smallest}.")
-        if self.learning_rate <= 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate ({self.learning_rate}) must be above 0, such as 1.5e-4.")
+        if not self.min_learning_rate <= self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate ({self.min_learning_rate}) is above learning_rate ({self.learning_rate}). "
+                "The cosine ends at the first and begins at the second."
+            )
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm ({self.max_grad_norm}) must be above 0. Leave it out not to clip.")
         if self.held_out_fraction is not None and not 0 <= self.held_out_fraction < 1:
             raise ValueError(f"held_out_fraction ({self.held_out_fraction}) must lie in [0, 1), such as 0.2.")
         if self.per_device_train_batch_size % self.samples_per_video:
@@ -160,7 +168,6 @@ _SMALLEST = {
     "warmup_steps": 0,
     "min_learning_rate": 0,
     "weight_decay": 0,
-    "max_grad_norm": 0,
     "checkpointing_steps": 1,
     "checkpoints_total_limit": 1,
     "logging_steps": 1,
@@ -187,7 +194,7 @@ def parse_arguments(
     from transformers import HfArgumentParser
 
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(arguments_class)
+    parser = HfArgumentParser(arguments_class, allow_abbrev=False)
     given = parser.parse_known_args(argv)[0]
     recipe = Path(given.config) if given.config else None
     if recipe is None and not any(getattr(given, name) for name in _DATA_SOURCES):

@@ -38,10 +38,14 @@ def save_checkpoint(
         step: Number of optimizer updates done.
         state: What else a resumed run needs, the same on every process; goes into `trainer_state.json`.
         process_state: The same, but each process has its own.
-        total_limit: Number of checkpoints to keep; the oldest go. None keeps all.
+        total_limit: Number of checkpoints to keep; the oldest go. None keeps all. Checkpoints of later steps go too:
+            they belong to a future that a run resumed from before them no longer has.
 
     Returns:
         The folder of the complete checkpoint.
+
+    Raises:
+        RuntimeError: On every process, if one of them does not see the folder.
     """
     final = Path(output_dir) / f"checkpoint-{step}"
     partial = final.with_name(final.name + ".partial")
@@ -59,9 +63,13 @@ def save_checkpoint(
         if final.exists():  # a run resumed from an earlier checkpoint comes by this step again
             _delete(final)
         partial.rename(final)
-        for old in _complete_checkpoints(Path(output_dir))[: -total_limit if total_limit else 0]:
-            _delete(old)
+        _keep_newest(Path(output_dir), step, total_limit)
     accelerator.wait_for_everyone()
+    seen = gather_object([(final / STATE_FILE).is_file()])
+    if not all(seen):
+        raise RuntimeError(
+            f"{sum(seen)} of {len(seen)} processes see {final}. output_dir must be a folder that all machines share."
+        )
     return final
 
 
@@ -87,15 +95,36 @@ def read_checkpoint_state(checkpoint: str | Path) -> dict[str, Any]:
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: str | Path) -> None:
-    """Put model, optimizer, gradient scaler and random states back; the rest is in `read_checkpoint_state`."""
-    accelerator.load_state(str(checkpoint))
+    """Put model, optimizer, gradient scaler and random states back; the rest is in `read_checkpoint_state`.
+
+    Raises:
+        ValueError: If the checkpoint is of another model.
+    """
+    try:
+        accelerator.load_state(str(checkpoint))
+    except RuntimeError as error:
+        raise ValueError(
+            f"resume_from_checkpoint ({str(checkpoint)!r}) does not fit this model. Use the same preset and "
+            f"model_options as before. {error}"
+        ) from error
 
 
 def _complete_checkpoints(output_dir: Path) -> list[Path]:
     if not output_dir.is_dir():
         return []
     steps = {path: _COMPLETE.fullmatch(path.name) for path in output_dir.iterdir() if path.is_dir()}
-    return sorted((path for path, match in steps.items() if match), key=lambda path: int(path.name.split("-")[1]))
+    return sorted((path for path, match in steps.items() if match), key=_step_of)
+
+
+def _keep_newest(output_dir: Path, step: int, total_limit: int | None) -> None:
+    checkpoints = _complete_checkpoints(output_dir)
+    past = [path for path in checkpoints if _step_of(path) <= step]
+    for path in {*checkpoints} - {*past[-total_limit if total_limit else 0 :]}:
+        _delete(path)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
 
 
 def _remove_rubbish(output_dir: Path) -> None:

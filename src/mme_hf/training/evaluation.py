@@ -9,6 +9,10 @@ import torch
 from accelerate import Accelerator
 
 
+class NothingToExplainError(ValueError):
+    """No label to compare with; raised on every process alike, after their sums have been added up."""
+
+
 @dataclass(frozen=True)
 class MeanPredictor:
     """Predicts the mean of the training labels, whatever it is shown: the yardstick of `explained_share`.
@@ -31,14 +35,13 @@ class MeanPredictor:
         sums = {name: torch.zeros(size + 1, dtype=torch.float64) for name, size in sizes.items()}
         for batch in batches:
             for name, (labels, counts) in _masked_labels(batch["inputs"], sizes).items():
-                counts = counts.double()
-                sums[name][:-1] += (labels.double() * counts[..., None]).flatten(0, -2).sum(0)
+                sums[name][:-1] += labels[counts].double().sum(0)
                 sums[name][-1] += counts.sum()
         means = {}
         for name, total in sums.items():
             total = _add_up(total, accelerator)
             if total[-1] == 0:
-                raise ValueError(f"target {name!r} has no masked token that counts, so it has no mean to predict.")
+                raise NothingToExplainError(f"target {name!r} has no masked token that counts in the training clips.")
             means[name] = total[:-1] / total[-1]
         return cls(means)
 
@@ -62,7 +65,7 @@ def explained_share(
         accelerator: Adds up over processes; gives the precision.
 
     Raises:
-        ValueError: If no held-out token counts.
+        NothingToExplainError: If no held-out token counts.
     """
     was_training = model.training
     model.eval()
@@ -78,14 +81,16 @@ def explained_share(
         for name, (labels, counts) in _masked_labels(batch["inputs"], sizes).items():
             guesses = torch.stack([predictions[name].double(), baseline.means[name].expand_as(labels)])
             squared = (guesses - labels.double()).square().sum(-1)  # (2, B, masked tokens)
-            errors[name] += (squared * counts).sum((1, 2))
+            errors[name] += squared[:, counts].sum(1)
     model.train(was_training)
     return {name: _share(name, _add_up(error, accelerator)) for name, error in errors.items()}
 
 
 def _share(name: str, errors: torch.Tensor) -> float:
     if errors[1] == 0:
-        raise ValueError(f"target {name!r} does not vary over the held-out clips, or none of its tokens counts.")
+        raise NothingToExplainError(
+            f"target {name!r} does not vary over the held-out clips, or none of its tokens counts."
+        )
     return float(1.0 - errors[0] / errors[1])
 
 

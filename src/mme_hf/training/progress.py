@@ -28,7 +28,7 @@ class ProgressReporter:
         self.accelerator = accelerator
         self.weights = weights
         self.logging_steps = logging_steps
-        self.started = self._previous = time.perf_counter()
+        self._previous = time.perf_counter()
         self.bar = tqdm(
             total=num_steps,
             initial=step,
@@ -65,7 +65,6 @@ class ProgressReporter:
             }
             self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
 
-    def close(self) -> float:
-        """End the bar and return the seconds since the start."""
+    def close(self) -> None:
+        """End the bar."""
         self.bar.close()
-        return time.perf_counter() - self.started

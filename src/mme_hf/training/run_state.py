@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..data import RecordCursor
@@ -27,11 +28,13 @@ class RunState:
         step: Updates done.
         num_records_seen: Videos tried so far, over all processes.
         cursor: Where this process goes on in the order of the videos.
+        seconds: Time trained before this process started.
     """
 
     step: int = 0
     num_records_seen: int = 0
     cursor: RecordCursor = field(default_factory=RecordCursor)
+    seconds: float = 0.0
 
     def advance(self, report: UpdateReport, cursor: RecordCursor) -> None:
         """Count one update, after which the next batch starts at `cursor`."""
@@ -46,6 +49,7 @@ class RunState:
         *,
         scheduler: LambdaLR,
         settings: Mapping[str, Any],
+        seconds: float,
         total_limit: int | None,
     ) -> Path:
         """Write a checkpoint and return its folder; every process calls it.
@@ -55,6 +59,7 @@ class RunState:
             output_dir: Folder that all processes see.
             scheduler: Of the learning rate.
             settings: What decides the order and content of the batches; `resume` insists on the same.
+            seconds: Time trained so far, by this process and those it went on from.
             total_limit: Number of checkpoints to keep.
         """
         return save_checkpoint(
@@ -65,6 +70,7 @@ class RunState:
                 "settings": dict(settings),
                 "num_records_seen": self.num_records_seen,
                 "num_scheduler_steps": scheduler.last_epoch,
+                "seconds": seconds,
             },
             process_state=self.cursor.to_dict(),
             total_limit=total_limit,
@@ -90,11 +96,19 @@ class RunState:
             settings: As given to `save`.
 
         Raises:
-            ValueError: If the checkpoint is not complete, or was made with other settings.
+            ValueError: If the checkpoint is not complete, does not fit, or was made with other settings; if processes
+                find different ones; and if a new run would mix its checkpoints with those of an earlier run.
         """
+        newest = latest_checkpoint(output_dir)
+        if wanted is None and newest is not None:
+            raise ValueError(
+                f"output_dir ({str(output_dir)!r}) holds {newest.name} of an earlier run. Go on with it by "
+                "--resume_from_checkpoint latest, name another --output_dir, or remove its checkpoints."
+            )
         if wanted is None:
             return cls()
-        checkpoint = latest_checkpoint(output_dir) if wanted == "latest" else Path(wanted)
+        checkpoint = newest if wanted == "latest" else Path(wanted)
+        _insist_on_one_folder(checkpoint, output_dir)
         if checkpoint is None:
             logger.info("no checkpoint in %s yet: starting from the beginning", output_dir)
             return cls()
@@ -107,7 +121,17 @@ class RunState:
             scheduler.step()
         logger.info("resumed from %s", checkpoint)
         cursor = RecordCursor(**contents["process_states"][accelerator.process_index])
-        return cls(contents["step"], contents["state"]["num_records_seen"], cursor)
+        return cls(contents["step"], contents["state"]["num_records_seen"], cursor, contents["state"]["seconds"])
+
+
+def _insist_on_one_folder(checkpoint: Path | None, output_dir: str | Path) -> None:
+    # A machine that does not share the folder would start from step 0 beside others that do not.
+    found = gather_object([checkpoint.name if checkpoint else None])
+    if len(set(found)) > 1:
+        raise ValueError(
+            f"output_dir ({str(output_dir)!r}) holds different checkpoints for different processes: {found}. It must "
+            "be a folder that all machines share."
+        )
 
 
 def _insist_on_same_settings(checkpoint: Path, written: Mapping[str, Any], present: Mapping[str, Any]) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping
+from dataclasses import fields
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..configuration_mme import MMEConfig
 from ..data import (
     ClipSampling,
     VideoRecords,
@@ -25,53 +28,109 @@ if TYPE_CHECKING:
     from .arguments import PretrainingArguments
 
 SAMPLE_HELD_OUT_FRACTION = 0.2
+_PROCESSOR_FLAGS = ("frame_stride", "trajectory_num_steps", "mask_type", "mask_ratio", "tracker")
+
+
+# Fixed by the processor, so that model and labels cannot disagree.
+_SHARED_FIELDS = (
+    "image_size",
+    "num_frames",
+    "patch_size",
+    "tubelet_size",
+    "num_channels",
+    "motion_targets",
+)
 
 
 def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTraining, MMEVideoProcessor]:
     """Return a model and the processor that makes its inputs and targets.
 
+    With `model_name_or_path` both come from there, and the processor is changed by the flags that are not at their
+    defaults.
+
     Raises:
-        ValueError: If an option is unknown or out of range, or if loaded weights predict other targets than the
-            processor makes.
+        ValueError: If an option is unknown or out of range, if there is no such checkpoint, or if its weights predict
+            other targets than the processor makes.
     """
-    preset = preset_config(args.preset)
+    _check_names("processor_options", args.processor_options, MMEVideoProcessor.valid_kwargs.__annotations__)
+    _check_names("model_options", args.model_options, {field.name for field in fields(MMEConfig)})
+    for name in _SHARED_FIELDS:
+        if name in args.model_options:
+            raise ValueError(
+                f"model_options sets {name!r}, which the processor decides. Use its flag or processor_options."
+            )
+    if args.model_name_or_path:
+        model, processor = _load_model_and_processor(args)
+    else:
+        preset = preset_config(args.preset)
+        processor = _new_processor(args, preset)
+        crop = processor.crop_size
+        options = {
+            "image_size": (crop["height"], crop["width"]) if crop["height"] != crop["width"] else crop["height"],
+            "num_frames": processor.num_frames,
+            "patch_size": processor.patch_size,
+            "tubelet_size": processor.tubelet_size,
+            "motion_targets": processor.motion_target_config(),
+        }
+        model = MMEForPreTraining(preset_config(args.preset, **options, **args.model_options))
+    build_tracker(processor.tracker, **processor.tracker_options)  # or a worker would be the first to miss it
+    if args.gradient_checkpointing:
+        # The name in newer versions of transformers; the older one warns there.
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    return model, processor
+
+
+def _new_processor(args: PretrainingArguments, preset: MMEConfig) -> MMEVideoProcessor:
     side = args.image_size or preset.image_size
     height, width = (side, side) if isinstance(side, int) else side
-    processor = MMEVideoProcessor(
-        **{
-            "size": {"shortest_edge": min(height, width)},
-            "crop_size": {"height": height, "width": width},
-            "num_frames": args.num_frames or preset.num_frames,
-            "patch_size": preset.patch_size,
-            "tubelet_size": preset.tubelet_size,
-            "frame_stride": args.frame_stride,
-            "trajectory_num_steps": args.trajectory_num_steps,
-            "mask_type": args.mask_type,
-            "mask_ratio": args.mask_ratio,
-            "tracker": args.tracker,
-            **args.processor_options,
-        }
-    )
-    build_tracker(processor.tracker, **processor.tracker_options)  # or a worker would be the first to miss it
-    targets = processor.motion_target_config()
-    if args.model_name_or_path:
-        model = MMEForPreTraining.from_pretrained(args.model_name_or_path, **args.model_options)
-        expected = {name: target["size"] for name, target in targets.items()}
-        found = {name: target["size"] for name, target in model.config.motion_targets.items()}
-        if expected != found:
-            raise ValueError(
-                f"model_name_or_path ({args.model_name_or_path!r}) predicts {found} values per token, but the "
-                f"processor makes {expected}. Set --trajectory_num_steps and --processor_options as in their training."
-            )
-        return model, processor
     options = {
-        "image_size": side,
-        "num_frames": processor.num_frames,
-        "patch_size": processor.patch_size,
-        "tubelet_size": processor.tubelet_size,
-        "motion_targets": targets,
+        "size": {"shortest_edge": min(height, width)},
+        "crop_size": {"height": height, "width": width},
+        "num_frames": args.num_frames or preset.num_frames,
+        "patch_size": preset.patch_size,
+        "tubelet_size": preset.tubelet_size,
     }
-    return MMEForPreTraining(preset_config(args.preset, **{**options, **args.model_options})), processor
+    options |= {name: getattr(args, name) for name in _PROCESSOR_FLAGS}
+    return MMEVideoProcessor(**{**options, **args.processor_options})
+
+
+def _load_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTraining, MMEVideoProcessor]:
+    name = args.model_name_or_path
+    changed = {flag: getattr(args, flag) for flag in _PROCESSOR_FLAGS if getattr(args, flag) != _default(args, flag)}
+    if args.num_frames:
+        changed["num_frames"] = args.num_frames
+    if args.image_size:
+        changed |= {
+            "size": {"shortest_edge": args.image_size},
+            "crop_size": {"height": args.image_size, "width": args.image_size},
+        }
+    try:
+        processor = MMEVideoProcessor.from_pretrained(name, **{**changed, **args.processor_options})
+        model = MMEForPreTraining.from_pretrained(name, **args.model_options)
+    except OSError as error:
+        raise ValueError(f"model_name_or_path ({name!r}) cannot be opened: {error}") from error
+    made, predicted = (
+        [(target, value["size"]) for target, value in targets.items()]
+        for targets in (processor.motion_target_config(), model.config.motion_targets)
+    )
+    sizes = [(owner.patch_size, owner.tubelet_size) for owner in (processor, model.config)]
+    if made != predicted or sizes[0] != sizes[1]:
+        raise ValueError(
+            f"model_name_or_path ({name!r}) predicts {predicted} values per token of (patch, tubelet) {sizes[1]}, but "
+            f"the processor makes {made} per token of {sizes[0]}. Leave --trajectory_num_steps and --processor_options "
+            "as in its training."
+        )
+    return model, processor
+
+
+def _default(args: PretrainingArguments, flag: str) -> Any:
+    return next(field.default for field in fields(args) if field.name == flag)
+
+
+def _check_names(flag: str, options: Mapping[str, Any], known: Collection[str]) -> None:
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"{flag} sets {unknown[0]!r}, which does not exist. There are: {', '.join(sorted(known))}.")
 
 
 def load_records(args: PretrainingArguments) -> tuple[VideoRecords, VideoRecords | None, float]:
@@ -92,9 +151,9 @@ def load_records(args: PretrainingArguments) -> tuple[VideoRecords, VideoRecords
         if args.validation_split:
             validation = load_dataset_records(args.dataset_name, split=args.validation_split, **options)
         elif args.validation_dir:
-            validation = load_folder_records(args.validation_dir)
+            validation = load_folder_records(args.validation_dir, flag="validation_dir")
         else:
-            validation = load_manifest_records(args.validation_manifest)
+            validation = load_manifest_records(args.validation_manifest, flag="validation_manifest")
         return train, validation, 0.0
     has_own_data = args.dataset_name or args.train_dir or args.train_manifest
     fraction = args.held_out_fraction
@@ -139,7 +198,7 @@ def settings_of_the_batches(
     return {
         **{name: getattr(args, name) for name in (*names, "flip_probability", "shuffle_buffer_size")},
         "num_processes": num_processes,
-        "num_videos": records.num_records,
+        "data": records.identity,
         "held_out_fraction": held_out_fraction,
         **{f"processor {name}": value for name, value in processor.to_dict().items()},
     }
@@ -171,10 +230,11 @@ def schedule_lengths(args: PretrainingArguments, num_videos: int | None, global_
     if num_videos is None:
         if args.warmup_epochs and args.warmup_steps is None:
             raise ValueError(f"warmup_epochs ({args.warmup_epochs}) needs the number of videos. Give --warmup_steps.")
-        return args.max_train_steps, args.warmup_steps or 0
-    updates_per_epoch = num_videos * args.samples_per_video / global_batch_size
-    num_steps = args.max_train_steps or max(1, ceil(args.num_train_epochs * updates_per_epoch))
-    num_warmup = args.warmup_steps if args.warmup_steps is not None else round(args.warmup_epochs * updates_per_epoch)
+        num_steps, num_warmup = args.max_train_steps, args.warmup_steps or 0
+    else:
+        epoch = num_videos * args.samples_per_video / global_batch_size
+        num_steps = args.max_train_steps or max(1, ceil(args.num_train_epochs * epoch))
+        num_warmup = args.warmup_steps if args.warmup_steps is not None else round(args.warmup_epochs * epoch)
     if num_warmup > num_steps:
         raise ValueError(f"warm-up takes {num_warmup} of {num_steps} updates. Shorten it, or train longer.")
     return num_steps, num_warmup

@@ -68,43 +68,47 @@ def run_update(
         NonFiniteLossError: Before the optimizer's step, on every process, naming the videos.
     """
     optimizer.zero_grad()
-    losses, totals = [], 0.0
-    for position, batch in enumerate(batches):
-        is_last = position == len(batches) - 1
-        inputs = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch["inputs"].items()}
-        num_clips = len(inputs["pixel_values"])
+    clips_per_update = clips_per_batch * len(batches)
+    outputs = []
+    for batch in batches:
+        is_last = batch is batches[-1]
         with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
-            outputs = model(**inputs)
-            accelerator.backward(outputs.loss * (num_clips / (clips_per_batch * len(batches))))
-        losses.append(outputs.loss.detach())
-        values = torch.stack([outputs.loss.detach(), *(loss.detach() for loss in outputs.target_losses.values())])
-        totals = totals + num_clips * values
-    names = list(outputs.target_losses)
+            outputs.append(_backward(accelerator, model, batch["inputs"], clips_per_update))
+    grad_norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if max_grad_norm is None else max_grad_norm)
+    names = list(outputs[0])
     counts = [
         sum(len(batch["sources"]) for batch in batches),
         sum(batch["num_records"] for batch in batches),
         sum(len(batch["bad_videos"]) for batch in batches),
     ]
-    grad_norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if max_grad_norm is None else max_grad_norm)
-    totals = torch.cat([totals, totals.new_tensor(counts)])
+    sizes = [len(batch["sources"]) for batch in batches]
+    totals = sum(size * torch.stack(list(output.values())) for size, output in zip(sizes, outputs, strict=True))
     # The only wait for the device in an update.
-    sums = accelerator.reduce(totals, reduction="sum").tolist()
+    sums = accelerator.reduce(torch.cat([totals, totals.new_tensor(counts)]), reduction="sum").tolist()
     *sums, num_clips, num_records, num_bad = sums
-    means = [value / max(num_clips, 1) for value in sums]
+    means = dict(zip(names, (value / max(num_clips, 1) for value in sums), strict=True))
     grad_norm = float(grad_norm)
     # With fp16 an infinite gradient is normal: the scaler skips the step.
-    is_finite = math.isfinite(means[0]) and (math.isfinite(grad_norm) or accelerator.scaler is not None)
-    if not is_finite:
-        raise _non_finite_error(batches, losses, means[0], grad_norm, step)
+    if not (math.isfinite(means["loss"]) and (math.isfinite(grad_norm) or accelerator.scaler is not None)):
+        raise _non_finite_error(batches, [output["loss"] for output in outputs], means["loss"], grad_norm, step)
     optimizer.step()
     return UpdateReport(
-        loss=means[0],
-        target_losses=dict(zip(names, means[1:], strict=True)),
+        loss=means.pop("loss"),
+        target_losses=means,
         grad_norm=grad_norm,
         num_clips=int(num_clips),
         num_records=int(num_records),
         bad_videos=gather_object([bad for batch in batches for bad in batch["bad_videos"]]) if num_bad else [],
     )
+
+
+def _backward(
+    accelerator: Accelerator, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], clips_per_update: int
+) -> dict[str, torch.Tensor]:
+    inputs = {name: value.to(accelerator.device, non_blocking=True) for name, value in inputs.items()}
+    outputs = model(**inputs)
+    accelerator.backward(outputs.loss * (len(inputs["pixel_values"]) / clips_per_update))
+    return {name: loss.detach().float() for name, loss in {"loss": outputs.loss, **outputs.target_losses}.items()}
 
 
 def _non_finite_error(

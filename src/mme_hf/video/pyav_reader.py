@@ -3,7 +3,7 @@
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import chain, groupby
+from itertools import chain
 
 import numpy as np
 import torch
@@ -18,6 +18,10 @@ _MAX_REORDER = 16
 # Codecs in which a picture that no other refers to is marked as such, so that leaving it out changes no other pixel,
 # and whose FFmpeg decoder reads `skip_frame` anew for each packet.
 _MARKS_DISPOSABLE_PICTURES = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
+
+
+# Seeking costs about as much as decoding a frame or two: up to a key frame no further than this, reading on is faster.
+_MAX_FRAMES_TO_READ_ON = 2
 
 
 class _LostPositionError(Exception):
@@ -136,7 +140,8 @@ class PyAVReader:
             picture = self._convert(frame)
             if frames is None:
                 frames = np.empty((num_rows, *picture.shape), dtype=np.uint8)
-            frames[rows[index]] = picture
+            for row in rows[index]:
+                frames[row] = picture
             missing.discard(index)
         if missing:
             raise _LostPositionError(
@@ -162,8 +167,19 @@ class PyAVReader:
         if not self._can_seek:
             yield from self._decode_counting(wanted)
             return
-        for key, indices in groupby(wanted, key=self._index.key_before):
-            yield from self._decode_from_key(key, list(indices))
+        for key, indices in self._runs(wanted):
+            yield from self._decode_from_key(key, indices)
+
+    def _runs(self, wanted: list[int]) -> list[tuple[int, list[int]]]:
+        """Return `wanted` cut into runs to decode in one go, each with the key frame to start at."""
+        runs: list[tuple[int, list[int]]] = []
+        for index in wanted:
+            key = self._index.key_before(index)
+            if runs and self._index.key_positions[key] - runs[-1][1][-1] <= _MAX_FRAMES_TO_READ_ON:
+                runs[-1][1].append(index)
+            else:
+                runs.append((key, [index]))
+        return runs
 
     def _decode_counting(self, wanted: list[int]) -> Iterator[tuple[int, "object"]]:
         if not self._is_at_start:
@@ -213,23 +229,23 @@ class PyAVReader:
         window: deque = deque()
         display_times: list[int] = []
         position, packets = self._packets_from(key)
-        # The empty packet at the end lets out what still waits.
-        for newest in chain(packets, [None]):
-            if newest is not None:
-                if newest.pts is None:
-                    raise _LostPositionError("it has packets without a display time.")
-                window.append(newest)
-                if not newest.is_discard:
-                    insort(display_times, newest.pts)
+        for packet in packets:
+            pts, dts, is_shown = packet.pts, packet.dts, not packet.is_discard
+            if pts is None:
+                raise _LostPositionError("it has packets without a display time.")
+            window.append((pts, is_shown, packet))
+            if is_shown:
+                insort(display_times, pts)
             # A number is certain once nothing that is still to come can be shown earlier: packets come in order of dts
             # and are never shown before their dts.
+            certain_until = dts if dts is not None and dts <= pts else None
             while window and (
-                newest is None
-                or len(window) > _MAX_REORDER
-                or (newest.dts is not None and newest.pts >= newest.dts >= window[0].pts)
+                len(window) > _MAX_REORDER or (certain_until is not None and window[0][0] <= certain_until)
             ):
-                packet = window.popleft()
-                yield (None if packet.is_discard else position + bisect_left(display_times, packet.pts)), packet
+                pts, is_shown, packet = window.popleft()
+                yield (position + bisect_left(display_times, pts) if is_shown else None), packet
+        for pts, is_shown, packet in window:
+            yield (position + bisect_left(display_times, pts) if is_shown else None), packet
 
     def _packets_from(self, key: int) -> tuple[int, Iterator]:
         """Seek to key frame `key` or one before it; return its position in the index and the packets from it on."""
