@@ -1,6 +1,6 @@
 """How much of held-out motion the documented run explains: trains, then writes the table and the README's picture.
 
-    python benchmarks/explained_share.py                 # runs examples/configs/tiny-cpu.yaml, about 20 minutes
+    python benchmarks/explained_share.py                 # runs examples/configs/tiny-cpu.yaml, at most 30 minutes
     python benchmarks/explained_share.py --run_dir DIR   # of a run that is there already
 
 The picture is made from Big Buck Bunny, the one sample clip that may be distributed (CC BY 3.0, Blender Foundation).
