@@ -1,7 +1,7 @@
-"""How much of held-out motion the documented run explains: trains, then writes the table and the README's picture.
+"""How much of held-out motion a run explains: trains it, then writes the table and the README's picture.
 
     python benchmarks/explained_share.py                 # runs examples/configs/tiny-cpu.yaml, at most 30 minutes
-    python benchmarks/explained_share.py --run_dir DIR   # of a run that is there already
+    python benchmarks/explained_share.py --run_dir DIR   # of any run that is there already
 
 The picture is made from Big Buck Bunny, the one sample clip that may be distributed (CC BY 3.0, Blender Foundation).
 """
@@ -38,6 +38,7 @@ def write_table(run_dir: Path) -> None:
     card = (run_dir / "README.md").read_text(encoding="utf-8")
     table = re.search(r"\| target \| explained share \|.*?(?=\n\n)", card, re.DOTALL).group()
     run = re.search(r"## Run\n\n(.*?)\n\n```", card, re.DOTALL).group(1).replace("\n", " ")
+    command = re.search(r"## Run\n.*?```\n(.*?)\n```", card, re.DOTALL).group(1)
     text = f"""# Explained share of held-out motion
 
 1 - squared error / squared error of always predicting the training mean, over masked tokens that count, on the last
@@ -48,8 +49,8 @@ fifth of each sample clip, which training never touches. 0 is no better than the
 {run}
 
 ```
-{COMMAND}
-python benchmarks/explained_share.py --run_dir outputs/pretrain-tiny-cpu
+{command}
+python benchmarks/explained_share.py --run_dir {run_dir.name}
 ```
 """
     path = ROOT / "benchmarks" / "results" / "explained_share.md"
