@@ -59,6 +59,8 @@ class Pretraining:
     def __init__(self, args: PretrainingArguments):
         self.args = args
         self.output_dir = Path(args.output_dir)
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise ValueError(f"output_dir ({args.output_dir!r}) is a file. Name a folder.")
         self.repository = args.hub_model_id or self.output_dir.resolve().name
         self.accelerator = Accelerator(
             mixed_precision=args.mixed_precision,

@@ -218,3 +218,13 @@ def test_file_that_holds_no_state_dict_is_an_error(tmp_path):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
         convert_checkpoint(tmp_path / "absent.pth")
+
+
+def test_a_file_that_is_no_checkpoint_is_refused_in_plain_words(tmp_path):
+    path = tmp_path / "model.pth"
+    for content in (b"", b"no checkpoint"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="not a checkpoint of tensors alone"):
+            convert_checkpoint(path)
+    with pytest.raises(FileNotFoundError, match="no such checkpoint file"):
+        convert_checkpoint(tmp_path / "none.pth")

@@ -203,7 +203,7 @@ def test_fps_sets_the_distance_of_frames(processor):
     metadata = VideoMetadata(total_num_frames=100, fps=30)
     assert np.diff(processor.sample_frames(metadata, fps=10)).tolist() == [3, 3, 3]
     assert np.diff(processor.sample_frames(metadata, fps=60)).tolist() == [1, 1, 1]
-    with pytest.raises(ValueError, match="needs the frame rate"):
+    with pytest.raises(ValueError, match="needs the video's frame rate"):
         processor(noise(30), fps=10)
     batch = processor(noise(30), fps=10, video_metadata={"total_num_frames": 30, "fps": 30}, return_metadata=True)
     assert np.diff(batch["video_metadata"][0].frames_indices).tolist() == [3, 3, 3]

@@ -1,9 +1,11 @@
 """Published checkpoints to our models: read the file, tell its layout, rename its tensors, account for every one."""
 
 import os
+import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -162,7 +164,14 @@ def convert_checkpoint(path: str | os.PathLike, **config_overrides: Any) -> MMEP
 
 def _read_tensors(path: str | os.PathLike) -> StateDict:
     """Return the state dict of a published file, loaded without running any code in it."""
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint file.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(
+            f"{path}: not a checkpoint of tensors alone, which is all that is read: other files could run code."
+        ) from error
     for key in _STATE_DICT_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -349,6 +349,9 @@ class MMEModel(MMEPreTrainedModel):
         torch.Size([1, 1568, 32])
     """
 
+    # Of a pre-training checkpoint the encoder is all that is wanted here; its decoder is no news.
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^decoder\."]
+
     def __init__(self, config: MMEConfig):
         super().__init__(config)
         self.embeddings = MMEEmbeddings(config)

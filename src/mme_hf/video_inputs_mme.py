@@ -185,8 +185,15 @@ def raw_window(options: Any, stride: int) -> int:
 
 def _largest_stride(num_raw: int, options: Any) -> int:
     """Return the largest stride up to frame_stride whose window fits, 1 if none does."""
-    strides = range(options.frame_stride, 0, -1)
-    return next((stride for stride in strides if raw_window(options, stride) <= num_raw), 1)
+    last, num_steps = num_raw - 1, options.trajectory_num_steps
+    limits = [options.frame_stride]
+    if options.num_frames > 1:
+        limits.append(last // (options.num_frames - 1))
+    if options.num_frames > options.tubelet_size:
+        limits.append((last - num_steps) // (options.num_frames - options.tubelet_size))
+    elif num_steps > last:
+        limits.append(1)
+    return max(1, min(limits))
 
 
 def fitting_window(num_available: int, options: Any) -> int:

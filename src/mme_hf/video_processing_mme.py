@@ -178,6 +178,8 @@ class MMEVideoProcessor(BaseVideoProcessor):
         total = metadata.total_num_frames
         if num_frames < 1 or frame_stride < 1:
             raise ValueError(f"num_frames ({num_frames}) and frame_stride ({frame_stride}) must be at least 1.")
+        if fps is not None and not fps > 0:
+            raise ValueError(f"fps ({fps}) must be above 0.")
         if not total:
             raise ValueError("the video has no frames (total_num_frames = 0); there is nothing to sample.")
         longest_stride = (total - 1) / (num_frames - 1) if num_frames > 1 else 1
@@ -186,9 +188,7 @@ class MMEVideoProcessor(BaseVideoProcessor):
         elif metadata.fps:
             stride = min(metadata.fps / fps, longest_stride)
         else:
-            raise ValueError(
-                f"fps ({fps}) needs the frame rate of the video. Pass video_metadata with fps, or fps=None."
-            )
+            raise ValueError(f"fps ({fps}) needs the video's frame rate. Pass video_metadata with fps, or fps=None.")
         offsets = np.arange(num_frames) * max(stride, 1)
         start = max(0.0, (total - 1 - offsets[-1]) // 2)
         return np.minimum(np.round(start + offsets), total - 1).astype(int)

@@ -121,3 +121,8 @@ def test_survives_pickling_and_says_what_it_is(tracker, points):
 def test_wrong_frames_are_refused(tracker, points, frames, options, message):
     with pytest.raises(ValueError, match=message):
         tracker(frames, points, **{"num_steps": 2, **options})
+
+
+def test_a_stride_that_would_crash_opencv_is_refused():
+    with pytest.raises(ValueError, match=r"patch_stride \(99\) must be at most 8"):
+        build_tracker("dis", patch_stride=99)

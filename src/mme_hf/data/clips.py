@@ -184,9 +184,9 @@ class ClipCollator:
 
 
 def _empty_inputs(processor: MMEVideoProcessor, return_targets: bool) -> dict[str, torch.Tensor]:
-    # Made by the processor itself from a grey clip, so that shapes and types cannot differ from a real batch.
+    # Made by the processor itself from a grey frame, so that shapes and types cannot differ from a real batch.
     height, width = processor.crop_size["height"], processor.crop_size["width"]
-    grey = torch.full((processor.raw_window(), 3, height, width), 127, dtype=torch.uint8)
+    grey = torch.full((1, 3, height, width), 127, dtype=torch.uint8)
     generator = torch.Generator().manual_seed(0)
     inputs = processor(grey, return_targets=return_targets, generator=generator, return_tensors="pt")
     return {name: tensor[:0].clone() for name, tensor in inputs.items()}

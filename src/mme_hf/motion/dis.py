@@ -9,6 +9,7 @@ import torch
 
 from .flow_tracker import FlowTracker
 
+PATCH_SIZE_PX = 8
 PRESETS = ("ultrafast", "fast", "medium")
 # OpenCV's coarse-to-fine patches of 8 px need this much at the finest level.
 MIN_FRAME_SIZE_PX = 16
@@ -43,6 +44,11 @@ class DISFlow:
             self._check_at_least(name, 0)
         for name in ("patch_stride", "gradient_descent_iterations"):
             self._check_at_least(name, 1)
+        if self.patch_stride is not None and self.patch_stride > PATCH_SIZE_PX:
+            raise ValueError(
+                f"tracker 'dis': patch_stride ({self.patch_stride}) must be at most {PATCH_SIZE_PX}, the side of DIS' "
+                "patches: a larger one leaves holes, and far larger ones crash OpenCV."
+            )
 
     def _check_at_least(self, name: str, lowest: int) -> None:
         value = getattr(self, name)

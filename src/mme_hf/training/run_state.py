@@ -69,7 +69,7 @@ class RunState:
             state={
                 "settings": dict(settings),
                 "num_records_seen": self.num_records_seen,
-                "num_scheduler_steps": scheduler.last_epoch,
+                "scheduler": {name: value for name, value in scheduler.state_dict().items() if name != "lr_lambdas"},
                 "seconds": seconds,
             },
             process_state=self.cursor.to_dict(),
@@ -117,8 +117,8 @@ class RunState:
         present = json.loads(json.dumps(settings))
         _insist_on_same_settings(checkpoint, contents["state"]["settings"], present)
         load_checkpoint(accelerator, checkpoint)
-        for _ in range(contents["state"]["num_scheduler_steps"]):
-            scheduler.step()
+        # Its own lambdas: functions are no part of a checkpoint.
+        scheduler.load_state_dict({**scheduler.state_dict(), **contents["state"]["scheduler"]})
         logger.info("resumed from %s", checkpoint)
         cursor = RecordCursor(**contents["process_states"][accelerator.process_index])
         return cls(contents["step"], contents["state"]["num_records_seen"], cursor, contents["state"]["seconds"])
