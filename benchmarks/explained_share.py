@@ -50,7 +50,7 @@ fifth of each sample clip, which training never touches. 0 is no better than the
 
 ```
 {command}
-python benchmarks/explained_share.py --run_dir {run_dir.name}
+python benchmarks/explained_share.py --run_dir outputs/{run_dir.name}
 ```
 """
     path = ROOT / "benchmarks" / "results" / "explained_share.md"
