@@ -169,7 +169,9 @@ class Pretraining:
             except ValueError as error:  # targets that keep no pixels of motion, or no clip that could be read
                 logger.warning("no motion.png: %s", error)
             logger.info("saved in %s: config.json, model.safetensors, video_preprocessor_config.json,", self.output_dir)
-            logger.info("  README.md (model card), motion.png (target beside prediction), logs (tensorboard --logdir)")
+            logger.info("  README.md (model card), motion.png (target beside prediction)")
+            if self.args.with_tracking:
+                logger.info("  logs (tensorboard --logdir %s)", self.output_dir / "logs")
             for log in filter(None, (self.bad_videos, self.bad_held_out_videos)):
                 if log.num_bad:
                     logger.info("%d bad videos are listed in %s", log.num_bad, log.path)

@@ -202,8 +202,7 @@ class PositionTarget:
 
     Attributes:
         scale_px: Displacement that becomes 1; None for 1/112 of the frame's shorter side (2 px at 224, 1 px at 112),
-            so that labels do not depend on the resolution. Measured on 46 real clips, moving tokens then have a
-            root mean square of 1.0 at 224 px and 0.9 at 112 px.
+            so that labels do not depend on the resolution and those of moving tokens are of order 1.
         max_displacement_px: Limit of a displacement before scaling, pixels per raw frame.
         normalization: "fixed" is the division alone. "patch_std" then takes off the mean of the token's points for
             each component and step and divides by their unbiased standard deviation + 1e-6; it erases translation.

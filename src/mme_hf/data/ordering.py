@@ -100,13 +100,15 @@ class ClipBatchSampler:
         self.num_processes = num_processes
         self.cursor = cursor or RecordCursor()
         self.num_epochs = num_epochs
-        self._epoch_records = (
-            _rows_in_order(records.num_records, seed, shuffle)
-            if records.num_records is not None
-            else _streamed_records(records.dataset, seed, shuffle, shuffle_buffer_size, process_index, num_processes)
-        )
-        # A stream that is split by shards already holds this process' records alone.
-        self._keeps_every = 1 if _is_split_by_shards(records, num_processes) else num_processes
+        # A stream that is split by shards holds this process' records alone; of others each keeps every n-th.
+        is_stream = records.num_records is None
+        is_split = is_stream and num_processes > 1 and records.dataset.num_shards % num_processes == 0
+        self._keeps_every = 1 if is_split else num_processes
+        if is_stream:
+            share = (process_index, num_processes) if is_split else None
+            self._epoch_records = _streamed_records(records.dataset, seed, shuffle, shuffle_buffer_size, share)
+        else:
+            self._epoch_records = _rows_in_order(records.num_records, seed, shuffle)
 
     def __iter__(self) -> Iterator[list[RecordRequest]]:
         """Yield batches from the cursor on."""
@@ -152,14 +154,14 @@ def _rows_in_order(num_records: int, seed: int, shuffle: bool) -> EpochRecords:
 
 
 def _streamed_records(
-    dataset: Any, seed: int, shuffle: bool, buffer_size: int, process_index: int, num_processes: int
+    dataset: Any, seed: int, shuffle: bool, buffer_size: int, share: tuple[int, int] | None
 ) -> EpochRecords:
     from datasets.distributed import split_dataset_by_node
 
     if shuffle:
         dataset = dataset.shuffle(seed=seed, buffer_size=buffer_size)
-    if num_processes > 1 and dataset.num_shards % num_processes == 0:
-        dataset = split_dataset_by_node(dataset, rank=process_index, world_size=num_processes)
+    if share is not None:
+        dataset = split_dataset_by_node(dataset, rank=share[0], world_size=share[1])
 
     def replayed(epoch: int, start: int) -> Iterator[dict[str, Any]]:
         # datasets loses its shuffle buffer when a stream's state is restored, so the undecoded records up to the
@@ -170,7 +172,3 @@ def _streamed_records(
                 yield record
 
     return replayed
-
-
-def _is_split_by_shards(records: VideoRecords, num_processes: int) -> bool:
-    return records.num_records is None and num_processes > 1 and records.dataset.num_shards % num_processes == 0

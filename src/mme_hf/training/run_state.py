@@ -99,6 +99,7 @@ class RunState:
             ValueError: If the checkpoint is not complete, does not fit, or was made with other settings; if processes
                 find different ones; and if a new run would mix its checkpoints with those of an earlier run.
         """
+        _insist_on_agreement("the data", settings.get("data"), "Every machine must list the same videos.")
         newest = latest_checkpoint(output_dir)
         if wanted is None and newest is not None:
             raise ValueError(
@@ -108,7 +109,12 @@ class RunState:
         if wanted is None:
             return cls()
         checkpoint = newest if wanted == "latest" else Path(wanted)
-        _insist_on_one_folder(checkpoint, output_dir)
+        # A machine that does not share the folder would start from step 0 beside others that do not.
+        _insist_on_agreement(
+            f"the checkpoint to go on from in output_dir ({str(output_dir)!r})",
+            checkpoint.name if checkpoint else None,
+            "It must be a folder that all machines share.",
+        )
         if checkpoint is None:
             logger.info("no checkpoint in %s yet: starting from the beginning", output_dir)
             return cls()
@@ -124,14 +130,10 @@ class RunState:
         return cls(contents["step"], contents["state"]["num_records_seen"], cursor, contents["state"]["seconds"])
 
 
-def _insist_on_one_folder(checkpoint: Path | None, output_dir: str | Path) -> None:
-    # A machine that does not share the folder would start from step 0 beside others that do not.
-    found = gather_object([checkpoint.name if checkpoint else None])
-    if len(set(found)) > 1:
-        raise ValueError(
-            f"output_dir ({str(output_dir)!r}) holds different checkpoints for different processes: {found}. It must "
-            "be a folder that all machines share."
-        )
+def _insist_on_agreement(what: str, value: Any, remedy: str) -> None:
+    found = gather_object([value])
+    if any(other != found[0] for other in found):
+        raise ValueError(f"processes do not agree on {what}: {found}. {remedy}")
 
 
 def _insist_on_same_settings(checkpoint: Path, written: Mapping[str, Any], present: Mapping[str, Any]) -> None:
