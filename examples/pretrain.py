@@ -11,23 +11,31 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import sys
 import time
 from itertools import islice
 from pathlib import Path
+
+# Read when torch is loaded. Data workers and the training step share the CPU's cores; step threads that spin while they
+# wait for each other, as libgomp has them do, made a run on two cores seven times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from huggingface_hub.errors import StrictDataclassError
 
 from mme_hf.data import BadVideoLog, ClipSampling, TooManyBadVideosError, VideoRecords, build_clip_loader
+from mme_hf.data.stored_tracks import MissingTracksError
 from mme_hf.hub import PushError, create_repository, push_folder
 from mme_hf.model_card import pretraining_card, public_command, public_settings
+from mme_hf.motion.report import report_motion
 from mme_hf.training import (
     NonFiniteLossError,
     PretrainingArguments,
     ProgressReporter,
     RunState,
+    announce_run,
     build_optimizer,
     build_scheduler,
     parse_arguments,
@@ -40,6 +48,7 @@ from mme_hf.training.setup import (
     held_out_sampling,
     load_records,
     num_decoding_workers,
+    open_stored_tracks,
     schedule_lengths,
     settings_of_the_batches,
     train_sampling,
@@ -75,6 +84,7 @@ class Pretraining:
         set_seed(args.seed)
         self.model, self.processor = build_model_and_processor(args)
         self.records, self.held_out_records, self.held_out_fraction = load_records(args)
+        self.stored_tracks = open_stored_tracks(args, self.processor, self.records)
         self.num_workers = num_decoding_workers(args.dataloader_num_workers)
         batches_per_update = self.accelerator.num_processes * args.gradient_accumulation_steps
         self.global_batch_size = args.per_device_train_batch_size * batches_per_update
@@ -122,7 +132,19 @@ class Pretraining:
     def train(self) -> None:
         """Update the model until the last step."""
         args, state = self.args, self.state
-        self._announce()
+        announce_run(
+            self.records,
+            self.model,
+            model_name=args.model_name_or_path or args.preset,
+            output_dir=self.output_dir if self.accelerator.is_main_process else None,
+            where=f"{self.accelerator.num_processes} x {self.accelerator.device.type}, {self.num_workers} readers each",
+            what=f"{self.num_steps} updates of {self.global_batch_size} clips, peak learning rate "
+            f"{scaled_learning_rate(args.learning_rate, self.global_batch_size):.2e}, seed {args.seed}",
+        )
+        if args.motion_health and self.accelerator.is_main_process:
+            sampling = train_sampling(args, self.held_out_fraction)
+            options = {"sampling": sampling, "stored_tracks": self.stored_tracks, "seed": args.seed}
+            report_motion(self.records, self.processor, self.output_dir, **options)
         self.started = time.perf_counter()
         batches = iter(self.train_loader)
         self.prepared_model.train()
@@ -145,12 +167,11 @@ class Pretraining:
                 step=state.step + 1,
                 max_grad_norm=args.max_grad_norm,
             )
-            learning_rate = self.scheduler.get_last_lr()[0]
+            rate = self.scheduler.get_last_lr()[0]
             self.scheduler.step()
             state.advance(report, group[-1]["next_cursor"])
             self.bad_videos.record(report.bad_videos, num_seen=state.num_records_seen)
-            num_bad = self.bad_videos.num_bad
-            progress.update(report, step=state.step, learning_rate=learning_rate, num_bad_videos=num_bad)
+            progress.update(report, step=state.step, learning_rate=rate, num_bad_videos=self.bad_videos.num_bad)
             if args.checkpointing_steps and state.step % args.checkpointing_steps == 0:
                 self._save_checkpoint()
         progress.close()
@@ -169,7 +190,7 @@ class Pretraining:
             except ValueError as error:  # targets that keep no pixels of motion, or no clip that could be read
                 logger.warning("no motion.png: %s", error)
             logger.info("saved in %s: config.json, model.safetensors, video_preprocessor_config.json,", self.output_dir)
-            logger.info("  README.md (model card), motion.png (target beside prediction)")
+            logger.info("  README.md (model card), motion.png (target beside prediction), motion_health.json")
             if self.args.with_tracking:
                 logger.info("  logs (tensorboard --logdir %s)", self.output_dir / "logs")
             for log in filter(None, (self.bad_videos, self.bad_held_out_videos)):
@@ -204,6 +225,7 @@ class Pretraining:
             records,
             self.processor,
             sampling=sampling,
+            stored_tracks=self.stored_tracks if records is self.records or self.held_out_fraction else None,
             pin_memory=self.accelerator.device.type == "cuda",
             **{
                 "num_workers": self.num_workers,
@@ -213,26 +235,6 @@ class Pretraining:
                 **options,
             },
         )
-
-    def _announce(self) -> None:
-        num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        videos = "a stream" if self.records.num_records is None else f"{self.records.num_records} videos"
-        if self.records.ignored_files and self.accelerator.is_main_process:
-            listing = self.output_dir / "ignored_files.txt"
-            listing.parent.mkdir(parents=True, exist_ok=True)
-            listing.write_text("".join(f"{path}\n" for path in self.records.ignored_files), encoding="utf-8")
-            logger.warning("%d files are no videos and were ignored: %s", len(self.records.ignored_files), listing)
-        logger.info("data: %s (%s)", self.records.name, videos)
-        logger.info("model: %s, %.1f M parameters, on %s", self.args.preset, num_parameters / 1e6, self._where())
-        logger.info(
-            "run: %d updates of %d clips, peak learning rate %.2e, seed %d",
-            *(self.num_steps, self.global_batch_size),
-            *(scaled_learning_rate(self.args.learning_rate, self.global_batch_size), self.args.seed),
-        )
-
-    def _where(self) -> str:
-        processes = f"{self.accelerator.num_processes} process(es)"
-        return f"{self.accelerator.device.type}, {processes}, {self.num_workers} decoding workers each"
 
     def _explained_shares(self) -> dict[str, float] | None:
         args = self.args
@@ -257,9 +259,8 @@ class Pretraining:
         return self._loader(records, sampling, batch_size=self.args.num_eval_clips, shuffle=False, **options)
 
     def _draw(self) -> None:
-        options = {"process_index": 0, "num_processes": 1, "num_workers": 0}
-        loader = self._held_out_loader(self.held_out_records or self.records, **options)
-        # A few videos are enough to find one that moves.
+        videos = self.held_out_records or self.records
+        loader = self._held_out_loader(videos, process_index=0, num_processes=1, num_workers=0)
         clips = (batch for batch in islice(loader, MAX_VIDEOS_TO_DRAW_FROM) if batch["sources"])
         inputs, source = liveliest_clip(clips, self.model.config.motion_targets)
         kind = "a held-out clip" if self.held_out_records else "a training clip"
@@ -291,7 +292,7 @@ def main() -> None:
     try:
         run.train()
         run.finish()
-    except (NonFiniteLossError, TooManyBadVideosError, PushError) as error:
+    except (MissingTracksError, NonFiniteLossError, TooManyBadVideosError, PushError) as error:
         sys.exit(f"pretrain.py: stopped: {error}")
 
 

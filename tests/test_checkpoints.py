@@ -204,6 +204,11 @@ def test_too_deep_an_override_names_the_missing_block(checkpoint):
         convert_checkpoint(checkpoint(), **OVERRIDES, num_hidden_layers=3)
 
 
+def test_unknown_field_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="MMEConfig has no option hidden_sizes. Did you mean hidden_size"):
+        convert_checkpoint(checkpoint(), **OVERRIDES, hidden_sizes=3)
+
+
 def test_unknown_layout_lists_the_known_ones(checkpoint):
     with pytest.raises(ValueError, match=r"layout is not known; its first tensors are \['weight'\].*MME pre-training"):
         convert_checkpoint(checkpoint({"weight": torch.ones(1)}))

@@ -451,6 +451,11 @@ def test_trainer_and_data_parallel_attributes():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"pixel_values": None}, r"pixel_values is a NoneType, expected a tensor.*MMEVideoProcessor makes it"),
+        ({"pixel_values": np.zeros((2, 4, 3, 8, 8))}, r"pixel_values is a ndarray, expected a tensor"),
+        ({"bool_maskd_pos": None}, r"MMEForPreTraining has no option bool_maskd_pos. Did you mean bool_masked_pos"),
+        ({"label": None}, r"MMEForPreTraining has no option label. Did you mean labels"),
+        ({"output_hiden_states": True}, r"Did you mean output_hidden_states"),
         ({"pixel_values": torch.zeros(2, 3, 4, 8, 8)}, r"pixel_values has shape \(2, 3, 4, 8, 8\).*3 channels"),
         ({"pixel_values": torch.zeros(4, 3, 8, 8)}, r"pixel_values has shape \(4, 3, 8, 8\), expected \(batch, frames"),
         ({"pixel_values": torch.zeros(2, 4, 3, 8, 8, dtype=torch.uint8)}, r"dtype torch.uint8.*normalised"),
@@ -472,6 +477,18 @@ def test_trainer_and_data_parallel_attributes():
 def test_wrong_input_names_what_is_expected(change, message):
     with pytest.raises(ValueError, match=message):
         small_model()(**{**small_batch(), **change})
+
+
+@pytest.mark.parametrize("model_class", [MMEModel, MMEForPreTraining])
+def test_options_of_attention_and_of_transformers_pass_and_misspelt_inputs_do_not(model_class):
+    model, batch = small_model(model_class), small_batch()
+    inputs = {name: batch[name] for name in ("pixel_values", "bool_masked_pos")}
+    for option in ({"num_items_in_batch": 2}, {"return_dict": True}, {"output_attentions": False}, {"softcap": None}):
+        model(**inputs, **option)
+    with pytest.raises(ValueError, match="has no option bool_mask_pos. Did you mean bool_masked_pos"):
+        model(batch["pixel_values"], bool_mask_pos=batch["bool_masked_pos"])
+    with pytest.raises(ValueError, match="pixel_values is a NoneType"):
+        model(None)
 
 
 @pytest.mark.parametrize("model_class", [MMEModel, MMEForPreTraining])

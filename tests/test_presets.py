@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from mme_hf.presets import PRESETS, preset_config
 
@@ -22,6 +23,16 @@ def test_every_preset_keeps_the_proportions_of_a_vit(name):
 def test_overrides_win_over_the_preset():
     config = preset_config("tiny", num_frames=4, drop_path_rate=0.1)
     assert (config.num_frames, config.drop_path_rate, config.image_size) == (4, 0.1, 112)
+
+
+def test_unknown_fields_are_refused_and_those_of_transformers_are_not():
+    with pytest.raises(ValueError, match="MMEConfig has no option hiden_size. Did you mean hidden_size"):
+        preset_config("tiny", hiden_size=3)
+    config = preset_config(
+        "tiny", num_labels=3, torch_dtype="float16", attn_implementation="eager", architectures=["X"]
+    )
+    assert (config.num_labels, config.dtype, config.architectures) == (3, torch.float16, ["X"])
+    assert preset_config("tiny", id2label={0: "left"}).num_labels == 1
 
 
 def test_unknown_preset_lists_the_known():

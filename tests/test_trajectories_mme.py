@@ -156,6 +156,11 @@ def test_hidden_positions_never_come_back():
         (lambda: grid_points(16, 16, layout="middle"), "point_layout \\('middle'\\) is unknown"),
         (lambda: track_points(torch.zeros(3, 3, 8, 8), torch.zeros(1, 2), num_steps=1), "flow has shape"),
         (lambda: track_points(constant_flow(0.0, 0.0), torch.zeros(2), num_steps=1), "points_xy has shape"),
+        (lambda: track_points(constant_flow(float("nan"), 0.0), torch.zeros(1, 2), num_steps=1), "flow holds values"),
+        (
+            lambda: track_points(constant_flow(0.0, 0.0), torch.tensor([[0.0, float("inf")]]), num_steps=1),
+            "points_xy holds values that are not finite",
+        ),
         (lambda: track_points(constant_flow(0.0, 0.0), torch.zeros(1, 2), num_steps=0), r"num_steps \(0\)"),
         (
             lambda: track_points(constant_flow(0.0, 0.0), torch.zeros(1, 2), num_steps=2, start_frames=(2,)),

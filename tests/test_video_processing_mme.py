@@ -165,13 +165,20 @@ def test_grey_and_transparent_frames_become_rgb(processor):
     opaque = torch.cat([noise(4), torch.full((4, 1, 40, 56), 255, dtype=torch.uint8)], dim=1)
     expected = processor(noise(4), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(processor(opaque, return_tensors="pt")["pixel_values"], expected, atol=0.03, rtol=0)
+    half = torch.cat([noise(9), torch.full((9, 1, 40, 56), 51, dtype=torch.uint8)], dim=1)  # 51 / 255 = 0.2, on white
+    on_white = (0.8 * 255 + 0.2 * noise(9)).round().to(torch.uint8)
+    for raw, rgb in ((half, on_white), (half.permute(0, 2, 3, 1), on_white), (noise(9)[:, :1], noise(9)[:, :1])):
+        batch = processor(raw, return_targets=True, return_tensors="pt")
+        expected = processor(rgb.expand(-1, 3, -1, -1), return_targets=True, return_tensors="pt")
+        assert torch.equal(batch["labels"], expected["labels"])
 
 
 def test_paths_bytes_and_decoders_give_the_middle_of_the_video(processor, video_file, opener):
     torchcodec = pytest.importorskip("torchcodec.decoders")
     data = video_file.read_bytes()
     # 4 frames at stride 2 span 7 of 30: the first is (30 - 7) // 2 = 11.
-    for source in (str(video_file), video_file, data, io.BytesIO(data), torchcodec.VideoDecoder(str(video_file))):
+    others = (bytearray(data), memoryview(data), io.BytesIO(data), torchcodec.VideoDecoder(str(video_file)))
+    for source in (str(video_file), video_file, data, *others):
         pixels = processor(source, return_tensors="pt")["pixel_values"]
         assert shown(pixels, processor) == [11, 13, 15, 17]
     assert processor([video_file, data], return_tensors="pt")["pixel_values"].shape == (2, 4, 3, 32, 32)
@@ -337,6 +344,22 @@ def test_reference_options_give_published_numerics(processor):
     assert activations == {"shape": "sigmoid", "position": "tanh"}
 
 
+def test_motion_guided_masks_hide_what_moves_whatever_the_targets_are(processor):
+    raw = noise(1).expand(9, -1, -1, -1).clone()
+    raw[:, :, :, 28:] = torch.stack([noise(1)[0, :, :, 28:].roll(frame, dims=1) for frame in range(9)])
+    options = {"mask_type": "motion", "mask_ratio": 0.5, "return_targets": True, "return_tensors": "pt"}
+    guided = MMEVideoProcessor(**SMALL, motion_targets={"shape": {}}, motion_mask_strength=4.0)
+    generator = torch.Generator().manual_seed(0)
+    masks = [guided(raw, generator=generator, **options)["bool_masked_pos"].view(2, 2, 2) for _ in range(8)]
+    assert all(mask.sum() == 4 and torch.equal(mask[0], mask[1]) for mask in masks)
+    hidden = torch.stack(masks).float().mean((0, 1))
+    assert hidden[:, 1].sum() > hidden[:, 0].sum()
+    plain = processor(raw, generator=torch.Generator().manual_seed(0), **options, motion_mask_strength=0)
+    assert plain["masked_indices"].shape == (1, 4)
+    with pytest.raises(ValueError, match=r"motion_mask_strength \(-1\) must be a finite number"):
+        MMEVideoProcessor(**SMALL, mask_type="motion", motion_mask_strength=-1)
+
+
 # --- saving
 
 
@@ -402,7 +425,21 @@ def test_motion_target_config_is_in_label_order(processor):
         ({"motion_targets": {"speed": {}}}, r"motion target \('speed'\) is unknown"),
         ({"motion_targets": {"shape": {"size": 3}}}, "motion target 'shape' has no option size"),
         ({"motion_targets": {}}, "motion_targets is empty"),
+        ({"motion_targets": {"shape": {"num_bins": 0}}}, r"num_bins \(0\) must be a whole number of at least 2"),
+        ({"motion_targets": {"position": {"weight": -1}}}, r"weight \(-1\) must be a finite number"),
+        (
+            {"motion_targets": {"shape": {"cell_size_px": 5}}},
+            r"patch_size \(16\) does not divide by cell_size_px \(5\)",
+        ),
+        ({"motion_targets": ["speed"]}, r"motion target \('speed'\) is unknown"),
+        ({"motion_targets": ["shape", "shape"]}, "names a target twice"),
+        ({"motion_targets": [3]}, "motion_targets has the entry 3"),
         ({"tracker": 3}, r"tracker \(3\) must be a name or a tracker"),
+        ({"tracker": "x"}, r"tracker \('x'\) is unknown. Choose one of"),
+        ({"tracker_options": {"foo": 1}}, "tracker 'dis' has no option foo. Its options are preset"),
+        ({"size": {"shortest_edge": -3}}, r"size\['shortest_edge'\] \(-3\) must be at least 1"),
+        ({"crop_size": {"height": 0, "width": 32}}, r"crop_size\['height'\] \(0\) must be at least 1"),
+        ({"crop_size": 30}, r"crop_size 30x30 does not divide by patch_size \(16\)"),
     ],
 )
 def test_wrong_options_fail_at_construction_and_in_the_call(options, message):
@@ -413,6 +450,34 @@ def test_wrong_options_fail_at_construction_and_in_the_call(options, message):
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_frames": "8"}, r"num_frames \('8'\) must be a whole number"),
+        ({"num_frames": None}, r"num_frames \(None\) must be a whole number"),
+        ({"num_frames": True}, r"num_frames \(True\) must be a whole number"),
+        ({"num_frames": 8.5}, r"num_frames \(8.5\) must be a whole number"),
+        ({"mask_ratio": "0.7"}, r"mask_ratio \('0.7'\) must be a number"),
+        ({"size": {"shortest_edge": 32.5}}, r"size\['shortest_edge'\] \(32.5\) must be a whole number"),
+        ({"crop_size": {"shortest_edge": 32}}, "must give 'height' and 'width'"),
+        ({"tracker_options": 3}, r"tracker_options \(3\) must be a mapping"),
+        ({"motion_targets": "position"}, r"motion_targets \('position'\) must be a list of names"),
+        ({"motion_targets": {"shape": None}}, r"motion_targets\['shape'\] \(None\) must be a mapping"),
+        ({"fram_stride": 2}, "MMEVideoProcessor has no option fram_stride. Did you mean frame_stride"),
+        ({"foo": 2}, "MMEVideoProcessor has no option foo. Its options are"),
+    ],
+)
+def test_options_of_the_wrong_type_or_name_fail_at_construction(options, message):
+    with pytest.raises(ValueError, match=message):
+        MMEVideoProcessor(**{**SMALL, **options})
+
+
+def test_targets_may_be_a_list_of_names(processor):
+    listed = MMEVideoProcessor(**SMALL, motion_targets=["position", "shape"])
+    assert listed.motion_targets == {"position": {}, "shape": {}}
+    assert processor(noise(9), return_targets=True, motion_targets=["position"])["labels"][0].shape == (8, 32)
+
+
+@pytest.mark.parametrize(
     ("videos", "options", "message"),
     [
         (noise(9), {"crop_box": (30, 0, 30, 30)}, "crop_box .left 30, top 0, width 30, height 30. reaches outside"),
@@ -420,7 +485,19 @@ def test_wrong_options_fail_at_construction_and_in_the_call(options, message):
         (noise(9), {"crop_box": (0, 0, 0, 30)}, "empty box"),
         (noise(9), {"crop_box": (0, 0, 30.5, 30)}, "four whole numbers"),
         (noise(9), {"crop_box": [(0, 0, 9, 9)] * 2}, "crop_box has 2 entries for 1 videos"),
+        (noise(9), {"crop_box": "abcd"}, r"crop_box \('abcd'\) must be four whole numbers"),
+        (noise(9), {"crop_box": 5}, r"crop_box \(5\) must be four whole numbers"),
+        (noise(9), {"crop_box": (1, 2, 3)}, r"crop_box \(\(1, 2, 3\)\) must be four whole numbers"),
+        (noise(9), {"crop_box": (0, 0, float("nan"), 9)}, "four whole numbers"),
+        (noise(9), {"crop_box": ["abcd"]}, "four whole numbers"),
         (noise(9), {"flip": [True, False]}, "flip has 2 entries for 1 videos"),
+        (noise(9), {"flip": "yes"}, r"flip \('yes'\) must be True or False"),
+        (noise(9), {"flip": 1}, r"flip \(1\) must be True or False"),
+        (noise(9), {"flip": [1]}, r"flip \(1\) must be True or False"),
+        (noise(9), {"fps": 10}, r"fps \(10\) cannot be met with return_targets=True.* choose frame_stride"),
+        (noise(9)[:, 0], {}, r"shape \(1, 9, 40, 56\).* give grey frames as \(T, 1, H, W\)"),
+        (noise(9)[:, :2], {}, r"shape \(9, 2, 40, 56\).* 1, 3 or 4 channels"),
+        (noise(9)[:, :2], {"input_data_format": "channels_first"}, "1, 3 or 4 channels"),
         (noise(9), {"tracker": "sift"}, r"tracker \('sift'\) is unknown. Choose one of"),
         (noise(9), {"tracker_options": {"speed": 1}}, "tracker 'dis' has no option speed"),
         (noise(9).float(), {}, "raw frames have dtype torch.float32"),
@@ -446,14 +523,46 @@ def test_a_stride_of_zero_is_refused_for_pixels_too(processor):
         processor(noise(30), frame_stride=0)
 
 
+def test_an_empty_path_is_named(processor, opener):
+    with pytest.raises(mme_hf.VideoReadError, match="the path is empty"):
+        processor("")
+
+
 def test_a_processor_survives_pickling(processor):
     again = pickle.loads(pickle.dumps(processor))
     assert again.to_dict() == processor.to_dict()
 
 
-def test_unknown_options_are_refused(processor):
+def test_unknown_options_are_refused(processor, tmp_path):
     with pytest.raises(TypeError, match="has no option stride"):
         processor(noise(4), stride=3)
+    processor.save_pretrained(tmp_path)
+    for load in (MMEVideoProcessor.from_pretrained, AutoVideoProcessor.from_pretrained):
+        with pytest.raises(ValueError, match="has no option fram_stride. Did you mean frame_stride"):
+            load(tmp_path, fram_stride=1)
+
+
+def test_the_keys_of_other_versions_and_trackers_do_not_keep_a_file_from_being_read(processor, tmp_path):
+    options = {**processor.to_dict(), "tracker": "theirs", "processor_class": None, "option_of_tomorrow": 1}
+    options |= {"auto_map": {"AutoVideoProcessor": "x.Y"}, "_processor_class": "P", "min_frames": 4, "foo": None}
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(options))
+    for load in (MMEVideoProcessor.from_pretrained, AutoVideoProcessor.from_pretrained):
+        again = load(tmp_path, token=None, trust_remote_code=False, revision="main", local_files_only=True)
+        assert again(noise(4), return_tensors="pt")["pixel_values"].shape == (1, 4, 3, 32, 32)
+        with pytest.raises(ValueError, match=r"tracker \('theirs'\) is unknown"):
+            again(noise(9), return_targets=True)
+    with pytest.raises(ValueError, match="has no option fram_stride. Did you mean"):
+        MMEVideoProcessor.from_dict({**options, "fram_stride": 2})
+
+
+def test_flags_and_boxes_may_be_arrays(processor):
+    clips, boxes, flips = [noise(4), noise(4)], [(0, 0, 40, 40), (8, 4, 32, 32)], [True, False]
+    expected = processor(clips, crop_box=boxes, flip=flips, return_tensors="pt")["pixel_values"]
+    for array in (np.array, torch.tensor):
+        given = processor(clips, crop_box=array(boxes), flip=array(flips), return_tensors="pt")["pixel_values"]
+        assert torch.equal(given, expected)
+    one = processor(noise(4), crop_box=np.array(boxes[0]), flip=np.bool_(True), return_tensors="pt")["pixel_values"]
+    assert torch.equal(one[0], expected[0])
 
 
 @pytest.mark.parametrize("size", [(20, 30), (31, 200), (301, 97), (33, 33)])
@@ -475,7 +584,7 @@ import sys
 sys.modules["mme_hf"] = None
 import numpy as np
 from remote.video_processing_mme import MMEVideoProcessor
-processor = MMEVideoProcessor()
+processor = MMEVideoProcessor(tracker="any name, as none is registered")
 assert processor(np.zeros((16, 64, 64, 3), np.uint8), return_tensors="pt")["pixel_values"].shape == (1, 16, 3, 224, 224)
 for arguments, options in (((np.zeros((61, 64, 64, 3), np.uint8),), {"return_targets": True}), ((b"mp4",), {})):
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .configuration_mme import MMEConfig
+from .configuration_mme import MMEConfig, check_config_names
 from .modeling_mme import MMEForPreTraining, MMEPreTrainedModel
 
 StateDict = dict[str, torch.Tensor]
@@ -143,8 +143,10 @@ def convert_checkpoint(path: str | os.PathLike, **config_overrides: Any) -> MMEP
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is of no known layout, or a tensor is unknown, missing or of the wrong shape; names it.
+        ValueError: If the file is of no known layout, an override is no field of MMEConfig, or a tensor is unknown,
+            missing or of the wrong shape; names it.
     """
+    check_config_names(config_overrides)
     tensors = _read_tensors(path)
     layout = next((layout for layout in LAYOUTS if layout.marker in tensors), None)
     if layout is None:

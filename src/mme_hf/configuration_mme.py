@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, fields
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+
+from .names_mme import check_names
 
 # What a target's head may end in; the model maps each name to a function.
 TARGET_ACTIVATIONS = ("linear", "sigmoid", "tanh")
@@ -26,6 +28,10 @@ _POSITIVE_INTEGERS = (
     "decoder_num_attention_heads",
     "decoder_intermediate_size",
     "motion_head_hidden_size",
+)
+# What transformers' configuration takes without having a field for it.
+_NAMES_BESIDE_THE_FIELDS = frozenset(
+    ("attn_implementation", "name_or_path", "num_labels", "output_attentions", "torch_dtype", "use_return_dict")
 )
 _PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 
@@ -206,6 +212,12 @@ class MMEConfig(PreTrainedConfig):
             )
         for name, target in self.motion_targets.items():
             _check_target(name, target)
+
+
+def check_config_names(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for a name that neither MMEConfig nor transformers knows; MMEConfig would keep it, unread."""
+    known = {field.name for field in fields(MMEConfig)} | _NAMES_BESIDE_THE_FIELDS
+    check_names("MMEConfig", options, known)
 
 
 def _named_targets(targets: list[dict]) -> dict[str, dict]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -18,48 +19,58 @@ PUSHED = (
     "motion.png",
     "video_preprocessor_config.json",
 )
+# What `examples/extract_trajectories.py` makes for others.
+PUSHED_TRACKS = ("README.md", "data/*.parquet")
+_KINDS = {"model": PUSHED, "dataset": PUSHED_TRACKS}
 
 
 class PushError(RuntimeError):
     """The Hub could not be reached, or refused."""
 
 
-def create_repository(repository: str, *, token: str | None = None) -> None:
+def create_repository(
+    repository: str, *, token: str | None = None, kind: Literal["model", "dataset"] = "model"
+) -> None:
     """Make sure that `repository` exists and may be written to, before a run begins that is to be pushed to it.
 
     Args:
         repository: "name" or "user/name".
         token: For the Hub; by default the one this machine is logged in with.
+        kind: What the repository is to hold.
 
     Raises:
         PushError: If the Hub cannot be reached, or refuses the name or the token.
     """
     try:
-        HfApi(token=token).create_repo(repository, exist_ok=True)
+        HfApi(token=token).create_repo(repository, repo_type=kind, exist_ok=True)
     except _hub_errors() as error:
-        raise PushError(f"hub_model_id ({repository!r}) cannot be pushed to: {error}") from error
+        raise PushError(f"hub_{kind}_id ({repository!r}) cannot be pushed to: {error}") from error
 
 
-def push_folder(folder: str | Path, repository: str, *, token: str | None = None) -> str:
+def push_folder(
+    folder: str | Path, repository: str, *, token: str | None = None, kind: Literal["model", "dataset"] = "model"
+) -> str:
     """Upload what a run has made for others, and return the address of the repository.
 
     Args:
-        folder: As `examples/pretrain.py` leaves it.
+        folder: As `examples/pretrain.py` leaves it, or `examples/extract_trajectories.py` for a data set.
         repository: "name" or "user/name"; made if it does not exist.
         token: For the Hub; by default the one this machine is logged in with.
+        kind: What the repository holds.
 
     Raises:
         PushError: If it fails; the folder stays as it is, and the message says how to push it later.
     """
     api = HfApi(token=token)
+    pushed = list(_KINDS[kind])
     try:
-        url = api.create_repo(repository, exist_ok=True)
-        api.upload_folder(repo_id=url.repo_id, folder_path=folder, allow_patterns=list(PUSHED))
+        url = api.create_repo(repository, repo_type=kind, exist_ok=True)
+        api.upload_folder(repo_id=url.repo_id, repo_type=kind, folder_path=folder, allow_patterns=pushed)
     except _hub_errors() as error:
-        included = " ".join(f"--include '{pattern}'" for pattern in PUSHED)
+        included = " ".join(f"--include '{pattern}'" for pattern in pushed)
         raise PushError(
             f"pushing to {repository} failed: {error}. Everything is still in {folder}; push it later with: "
-            f"hf upload {repository} {folder} {included}"
+            f"hf upload {repository} {folder} {included}{' --repo-type dataset' if kind == 'dataset' else ''}"
         ) from error
     return str(url)
 

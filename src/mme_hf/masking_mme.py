@@ -1,5 +1,6 @@
-"""Which tokens are hidden: tube, cube and random masks with the same count in every draw."""
+"""Which tokens are hidden: tube, cube, random and motion-guided masks with the same count in every draw."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -8,6 +9,8 @@ Grid = tuple[int, int, int]
 
 # Tokens of a block of the cube mask: 2 tubelets x 4 x 4 patches, 4 frames of 64 x 64 px in the usual geometry.
 CUBE_BLOCK: Grid = (2, 4, 4)
+# Added to motion relative to the clip's mean: a patch at rest can be hidden too, and in a still clip all alike.
+_REST = 0.1
 
 
 def tube_mask(grid: Grid, mask_ratio: float, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -69,30 +72,126 @@ def cube_mask(
     return mask
 
 
-MASK_TYPES: dict[str, Callable[..., torch.Tensor]] = {"tube": tube_mask, "cube": cube_mask, "random": random_mask}
+def motion_mask(
+    grid: Grid,
+    mask_ratio: float,
+    generator: torch.Generator | None = None,
+    *,
+    motion: torch.Tensor,
+    strength: float = 1.0,
+) -> torch.Tensor:
+    """Return a tube mask that hides patches the more often the more they move. See `tube_mask`.
 
-
-def build_mask(mask_type: str, grid: Grid, mask_ratio: float, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Return a mask over the tokens of a clip; every draw hides the same number.
+    `int(mask_ratio * rows * columns)` patches are drawn without replacement, each time with chances proportional to
+    (motion / mean motion of the clip + 0.1) ** strength.
 
     Args:
-        mask_type: A key of `MASK_TYPES`: "tube", "cube" or "random".
         grid: Tokens in time, rows and columns.
         mask_ratio: Share of tokens to hide, between 0 and 1.
         generator: Source of randomness on the CPU; None draws from torch's default generator.
+        motion: How much each patch moves, in any unit, at least 0, shape (rows, columns) or (rows * columns,).
+        strength: How much motion decides: 0 for a plain tube mask, 1 for chances proportional to motion.
+
+    Returns:
+        Bool, True = hidden, shape (tokens,), tokens in the order time, row, column.
+    """
+    num_patches = grid[1] * grid[2]
+    num_masked = _num_masked(num_patches, mask_ratio)
+    motion = motion.detach().flatten().to("cpu", torch.float64)
+    weights = motion / motion.mean().clamp(min=1e-9) + _REST
+    # The largest of log weight + Gumbel noise are such a draw without replacement.
+    uniform = torch.rand(num_patches, generator=generator, dtype=torch.float64).clamp(min=1e-300)
+    keys = strength * weights.log() - (-uniform.log()).log()
+    mask = torch.zeros(num_patches, dtype=torch.bool)
+    mask[keys.topk(num_masked).indices] = True
+    return mask.repeat(grid[0])
+
+
+def patch_motion(
+    displacements: torch.Tensor, is_visible: torch.Tensor, points: tuple[int, int], patches: tuple[int, int]
+) -> torch.Tensor:
+    """Return how far the points of each patch move per raw frame, over the whole clip and as long as they are seen.
+
+    Camera motion counts as motion here.
+
+    Args:
+        displacements: In pixels, shape (..., S, L, P, 2).
+        is_visible: Whether a point is seen, bool, shape (..., S, L + 1, P).
+        points: Rows and columns of the points.
+        patches: Rows and columns of the patches; they divide those of the points.
+
+    Returns:
+        Float32 pixels per raw frame, 0 for points never seen, shape (..., rows, columns).
+    """
+    counts = is_visible[..., 1:, :].float()
+    lengths = displacements.float().norm(dim=-1) * counts
+    mean = lengths.sum((-3, -2)) / counts.sum((-3, -2)).clamp(min=1)  # (..., P)
+    cells = (points[0] // patches[0], points[1] // patches[1])
+    return mean.unflatten(-1, points).unflatten(-1, (-1, cells[1])).unflatten(-3, (-1, cells[0])).mean((-3, -1))
+
+
+MASK_TYPES: dict[str, Callable[..., torch.Tensor]] = {
+    "tube": tube_mask,
+    "cube": cube_mask,
+    "random": random_mask,
+    "motion": motion_mask,
+}
+
+
+def build_mask(
+    mask_type: str,
+    grid: Grid,
+    mask_ratio: float,
+    generator: torch.Generator | None = None,
+    *,
+    motion: torch.Tensor | None = None,
+    motion_strength: float = 1.0,
+) -> torch.Tensor:
+    """Return a mask over the tokens of a clip; every draw hides the same number.
+
+    Args:
+        mask_type: A key of `MASK_TYPES`: "tube", "cube", "random" or "motion".
+        grid: Tokens in time, rows and columns.
+        mask_ratio: Share of tokens to hide, between 0 and 1.
+        generator: Source of randomness on the CPU; None draws from torch's default generator.
+        motion: For "motion": how much each patch moves, see `motion_mask`; the others do not read it.
+        motion_strength: For "motion": how much motion decides, 0 for a plain tube mask.
 
     Returns:
         Bool, True = hidden, shape (tokens,).
 
     Raises:
-        ValueError: If the type is unknown, the grid or the ratio impossible, or no token would be hidden or seen.
+        ValueError: If the type is unknown, the grid or the ratio impossible, no token would be hidden or seen, or a
+            motion-guided mask is wanted without motion to guide it.
     """
     check_mask_type(mask_type)
     if len(grid) != 3 or min(grid) < 1:
         raise ValueError(f"grid {tuple(grid)} must be three positive numbers: tokens in time, rows and columns.")
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(f"generator is on {generator.device}; masks are drawn on the CPU. Use torch.Generator().")
-    return MASK_TYPES[mask_type](tuple(grid), mask_ratio, generator)
+    if mask_type != "motion":
+        return MASK_TYPES[mask_type](tuple(grid), mask_ratio, generator)
+    check_motion_strength(motion_strength)
+    if motion is None:
+        raise ValueError(
+            "mask_type 'motion' needs trajectories, to know where the motion is, and there are none. Give the "
+            "processor raw frames and a tracker (return_targets=True), or choose mask_type 'tube'."
+        )
+    if motion.numel() != grid[1] * grid[2] or not motion.isfinite().all() or motion.min() < 0:
+        raise ValueError(
+            f"motion has shape {tuple(motion.shape)} and values {motion.min():.3g} to {motion.max():.3g}; it must be "
+            f"finite, at least 0, and of shape {tuple(grid[1:])}: (rows, columns) of the patches."
+        )
+    return motion_mask(tuple(grid), mask_ratio, generator, motion=motion, strength=motion_strength)
+
+
+def check_motion_strength(strength: float) -> None:
+    """Raise ValueError unless motion can decide that much."""
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength < math.inf:
+        raise ValueError(
+            f"motion_mask_strength ({strength!r}) must be a finite number of at least 0: 0 for a plain tube mask, 1 "
+            "for chances proportional to motion."
+        )
 
 
 def check_mask_type(mask_type: str) -> None:

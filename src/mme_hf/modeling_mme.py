@@ -24,6 +24,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mme import MMEConfig
+from .names_mme import check_names
 from .tokens_mme import (
     MMESinusoidPositions,
     check_num_masked,
@@ -33,6 +34,9 @@ from .tokens_mme import (
     visible_indices_from,
 )
 
+_INPUT_NAMES = frozenset(
+    ("pixel_values", "bool_masked_pos", "masked_indices", "labels", "target_mask", "return_dict")
+) | frozenset(TransformersKwargs.__annotations__)
 _HEAD_ACTIVATIONS: dict[str, type[nn.Module]] = {"linear": nn.Identity, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 
 
@@ -315,6 +319,12 @@ class MMELayer(GradientCheckpointingLayer):
         return hidden_states + self.drop_path(self.dropout(mlp_output))
 
 
+def _check_input_names(model: nn.Module, kwargs: dict) -> None:
+    """Raise ValueError for a misspelt input, which would be taken for an option of some attention function."""
+    if not torch.compiler.is_compiling():
+        check_names(type(model).__name__, kwargs, _INPUT_NAMES, misspelt_only=True)
+
+
 class MMEPreTrainedModel(PreTrainedModel):
     """What all MME models share: how they are initialised, loaded and run."""
 
@@ -386,6 +396,11 @@ class MMEModel(MMEPreTrainedModel):
         Raises:
             ValueError: Names the input, its shape and the shape expected.
         """
+        if not isinstance(pixel_values, torch.Tensor):
+            raise ValueError(
+                f"pixel_values is a {type(pixel_values).__name__}, expected a tensor of normalised frames. "
+                "MMEVideoProcessor makes it, with return_tensors='pt'."
+            )
         batch_size = pixel_values.shape[0]
         num_tokens = math.prod(self.embeddings.patch_embeddings.token_grid(pixel_values))
         if bool_masked_pos is not None and bool_masked_pos.shape != (batch_size, num_tokens):
@@ -425,8 +440,9 @@ class MMEModel(MMEPreTrainedModel):
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and options of the attention.
 
         Raises:
-            ValueError: If a shape does not fit or the clips hide different numbers of tokens.
+            ValueError: If a shape does not fit, the clips hide different numbers of tokens, or an input is misspelt.
         """
+        _check_input_names(self, kwargs)
         num_tokens = self.check_inputs(pixel_values, bool_masked_pos, masked_indices)
         if masked_indices is None and bool_masked_pos is not None:
             masked_indices = masked_indices_from(bool_masked_pos.to(pixel_values.device))
@@ -548,8 +564,10 @@ class MMEForPreTraining(MMEPreTrainedModel):
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and options of the attention.
 
         Raises:
-            ValueError: If no mask is given, it hides nothing or everything, or a shape does not fit.
+            ValueError: If no mask is given, it hides nothing or everything, a shape does not fit, or an input is
+                misspelt.
         """
+        _check_input_names(self, kwargs)
         num_tokens = self.mme.check_inputs(pixel_values, bool_masked_pos, masked_indices)
         if masked_indices is None:
             if bool_masked_pos is None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .configuration_mme import MMEConfig
+from .configuration_mme import MMEConfig, check_config_names
 
 # Only what differs from MMEConfig's defaults, which are the published ViT-B.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -44,10 +44,11 @@ def preset_config(name: str, **overrides: Any) -> MMEConfig:
         **overrides: Fields of [`MMEConfig`] to set otherwise.
 
     Raises:
-        ValueError: If there is no such preset; lists those there are.
+        ValueError: If there is no such preset or field; names those there are.
     """
     if name not in PRESETS:
         raise ValueError(f"preset ({name!r}) is unknown. Known presets: {', '.join(PRESETS)}.")
+    check_config_names(overrides)
     return MMEConfig(**{**PRESETS[name], **overrides})
 
 

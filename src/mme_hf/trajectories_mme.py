@@ -187,6 +187,19 @@ class ClipGeometry:
         tracks = tracks.crop(first_column, first_row, self.out_width, self.out_height)
         return tracks.flip() if self.is_flipped else tracks
 
+    def source_points(self, points_xy: torch.Tensor) -> torch.Tensor:
+        """Return where points of the result are in the source frame: `apply_to_trajectories` backwards.
+
+        Args:
+            points_xy: Positions in pixels of the result, shape (..., 2).
+        """
+        height, width, first_row, first_column = self._cut
+        if self.is_flipped:
+            points_xy = points_xy * points_xy.new_tensor([-1, 1]) + points_xy.new_tensor([self.out_width - 1, 0])
+        scale = points_xy.new_tensor([self.width / width, self.height / height])
+        resized = points_xy + points_xy.new_tensor([first_column, first_row])
+        return (resized + 0.5) * scale - 0.5 + points_xy.new_tensor([self.left, self.top])
+
 
 def build_tracker(name: str, **options: Any) -> Any:
     """Return the tracker registered under `name`.
@@ -284,7 +297,7 @@ def track_points(
         Trajectories with S = len(start_frames), on the device of `flow`.
 
     Raises:
-        ValueError: If shapes disagree or a track needs more frames than `flow` has.
+        ValueError: If shapes disagree, a value is not finite, or a track needs more frames than `flow` has.
 
     Source: Masked Motion Encoding, equation 2: p_{t+1} = p_t + w_t(p_t). Differs from the published code in reading
         sub-pixel flow; see `border`, `interpolation` and the tracker's `flow_precision` for its numerics.
@@ -298,6 +311,9 @@ def track_points(
     if border not in ("free", "clamp"):
         raise ValueError(f"border ({border!r}) is unknown. Choose 'free' or 'clamp'.")
     check_tracked_frames(flow.shape[-4] + 1, start_frames, num_steps)
+    for name, values in (("flow", flow), ("points_xy", points_xy)):
+        if not values.sum(dtype=torch.float32).isfinite():  # a sum, as it needs no memory: nan and inf stay in it
+            raise ValueError(f"{name} holds values that are not finite (nan or inf). Replace them, for example by 0.")
 
     frame_size = (flow.shape[-2], flow.shape[-1])
     flow_rows = flow.to(torch.float32).movedim(-3, -1).flatten(-4, -2)  # (..., T * H * W, 2)

@@ -24,11 +24,16 @@ from .trajectories_mme import ClipGeometry
 VIDEO_OPENERS: dict[str, Callable[[Any], Any]] = {}
 
 CropBox = tuple[int, int, int, int]
+_NUM_CHANNELS = frozenset((1, 3, 4))
 
 
 def is_encoded(source: Any) -> bool:
     """Return whether a video still has to be decoded: a path, URL, bytes, file object or torchcodec decoder."""
-    return isinstance(source, str | Path | bytes) or hasattr(source, "get_frames_at") or hasattr(source, "read")
+    return (
+        isinstance(source, str | Path | bytes | bytearray | memoryview)
+        or hasattr(source, "get_frames_at")
+        or hasattr(source, "read")
+    )
 
 
 def read_frames(
@@ -75,9 +80,10 @@ def as_frames(source: Any, input_data_format: str | None, convert_to_rgb: Callab
     """Return an array, tensor or list of frames as a tensor (T, C, H, W), uint8 or floating point.
 
     Args:
-        source: Frames (T, C, H, W) or (T, H, W, C), one frame without T, or a list of frames (PIL images included).
+        source: Frames (T, C, H, W) or (T, H, W, C) of 1, 3 or 4 channels, one frame without T, or a list of frames
+            (PIL images included). Three sides are one frame, so grey frames (T, H, W) need a side of one channel.
         input_data_format: "channels_first" or "channels_last"; None to see it from the shape.
-        convert_to_rgb: Function for frames with an alpha channel; None leaves the channels as they are.
+        convert_to_rgb: Function for frames with an alpha channel, which stay uint8; None leaves the channels.
 
     Raises:
         ValueError: If shape or dtype is none of a video's, or the frames of a list differ in size.
@@ -96,12 +102,26 @@ def as_frames(source: Any, input_data_format: str | None, convert_to_rgb: Callab
         raise ValueError(f"a video has shape {shape}; it must be (T, C, H, W) or (T, H, W, C), with no side empty.")
     if frames.dtype != torch.uint8 and not frames.is_floating_point():
         raise ValueError(f"a video has dtype {frames.dtype}; it must be uint8 in [0, 255] or floating point.")
-    layout = input_data_format or infer_channel_dimension_format(frames, num_channels=(1, 3, 4))
+    if input_data_format is None and not {shape[1], shape[3]} & _NUM_CHANNELS:
+        raise ValueError(_channels_message(shape))
+    layout = input_data_format or infer_channel_dimension_format(frames, num_channels=tuple(_NUM_CHANNELS))
     if ChannelDimension(layout) == ChannelDimension.LAST:
         frames = frames.permute(0, 3, 1, 2)
     if convert_to_rgb is None or frames.shape[1] == 3:
         return frames
-    return frames.expand(-1, 3, -1, -1) if frames.shape[1] == 1 else convert_to_rgb(frames)
+    if frames.shape[1] not in _NUM_CHANNELS:
+        raise ValueError(_channels_message(shape))
+    if frames.shape[1] == 1:
+        return frames.expand(-1, 3, -1, -1)
+    rgb = convert_to_rgb(frames)  # blended in floating point
+    return rgb.round().to(torch.uint8) if frames.dtype == torch.uint8 else rgb
+
+
+def _channels_message(shape: tuple[int, ...]) -> str:
+    return (
+        f"a video has shape {shape}, with (T, C, H, W) or (T, H, W, C) expected and 1, 3 or 4 channels C. Three sides "
+        "are taken for one frame: give grey frames as (T, 1, H, W)."
+    )
 
 
 def _as_tensor(array: Any) -> torch.Tensor:
@@ -157,6 +177,41 @@ def one_per_clip(name: str, value: Any, num_clips: int, is_one: Callable[[Any], 
     if len(value) != num_clips:
         raise ValueError(f"{name} has {len(value)} entries for {num_clips} videos. Give one, or one per video.")
     return list(value)
+
+
+def crop_boxes(value: Any, num_clips: int) -> list[CropBox | None]:
+    """Return one crop box per clip, from one for all or a list; arrays count as lists.
+
+    Raises:
+        ValueError: If one is not four whole numbers, or the list has another length.
+    """
+    value = value.tolist() if hasattr(value, "tolist") else value
+    is_many = isinstance(value, list | tuple) and any(item is None or np.ndim(item) for item in value)
+    boxes = one_per_clip("crop_box", value, num_clips, lambda _: not is_many)
+    for box in boxes:
+        if box is not None and (not hasattr(box, "__len__") or len(box) != 4 or not all(map(_is_whole, box))):
+            raise ValueError(f"crop_box ({box!r}) must be four whole numbers: left, top, width, height in pixels.")
+    return [None if box is None else tuple(int(side) for side in box) for box in boxes]
+
+
+def _is_whole(number: Any) -> bool:
+    number = number.item() if hasattr(number, "item") else number
+    return isinstance(number, int | float) and not isinstance(number, bool) and float(number).is_integer()
+
+
+def flip_flags(value: Any, num_clips: int) -> list[bool]:
+    """Return one flag per clip, from one for all or a list; NumPy's bool and arrays of bool count too.
+
+    Raises:
+        ValueError: If one is neither True nor False, or the list has another length.
+    """
+    value = value.tolist() if hasattr(value, "tolist") else value
+    flags = one_per_clip("flip", value, num_clips, lambda one: not isinstance(one, list | tuple))
+    flags = [flag.tolist() if hasattr(flag, "tolist") else flag for flag in flags]
+    for flag in flags:
+        if flag is not None and not isinstance(flag, bool):
+            raise ValueError(f"flip ({flag!r}) must be True or False, for all videos or one per video.")
+    return [bool(flag) for flag in flags]
 
 
 @dataclass(frozen=True)
@@ -237,15 +292,13 @@ def clip_geometry(frames: torch.Tensor, crop_box: CropBox | None, flip: bool, op
         options: The processor's options.
 
     Raises:
-        ValueError: If the box is malformed or outside the frame, or the sizes do not fit together.
+        ValueError: If the box is empty or outside the frame, or the sizes do not fit together.
     """
     height, width = frames.shape[-2:]
     interpolation = pil_torch_interpolation_mapping.get(options.resample, options.resample)
     crop_size = options.crop_size
     if crop_box is not None:
-        if len(crop_box) != 4 or any(int(value) != value for value in crop_box):
-            raise ValueError(f"crop_box ({crop_box}) must be four whole numbers: left, top, width, height in pixels.")
-        left, top, box_width, box_height = (int(value) for value in crop_box)
+        left, top, box_width, box_height = crop_box
         geometry = ClipGeometry(
             left, top, box_width, box_height, crop_size.height, crop_size.width, bool(flip), None, interpolation
         )

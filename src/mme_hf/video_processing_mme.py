@@ -10,22 +10,25 @@ import torch
 from huggingface_hub.dataclasses import validate_typed_dict
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling
-from transformers.processing_utils import Unpack, VideosKwargs
+from transformers.processing_utils import Unpack
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from .masking_mme import build_mask, check_mask_ratio, check_mask_type
+from .masking_mme import build_mask, patch_motion
 from .motion_targets_mme import MotionClip, build_targets
-from .trajectories_mme import POINT_LAYOUTS, ClipGeometry, Trajectories, build_tracker, grid_points
+from .names_mme import check_names
+from .trajectories_mme import ClipGeometry, Trajectories, build_tracker, grid_points
 from .video_inputs_mme import (
     VIDEO_OPENERS,  # noqa: F401 (mme_hf fills it here)
     CropBox,
     RawFramePlan,
     as_frames,
     clip_geometry,
+    crop_boxes,
     fitting_window,
     flatten_batch,
+    flip_flags,
     is_encoded,
     normalize_frames,
     one_per_clip,
@@ -35,36 +38,18 @@ from .video_inputs_mme import (
     read_frames,
     take_frames,
 )
-
-
-class MMEVideoProcessorKwargs(VideosKwargs, total=False):
-    """Options of `MMEVideoProcessor`, saved with it; each can be given anew in a call.
-
-    Attributes:
-        frame_stride: Raw frames from one input frame to the next.
-        patch_size: Side of a token in pixels.
-        tubelet_size: Input frames of a token.
-        mask_type: "tube", "cube" or "random".
-        mask_ratio: Share of tokens to hide.
-        trajectory_num_steps: Raw frames that points are followed for, from the first frame of each tubelet.
-        cell_size_px: One point is followed per cell of this side.
-        point_layout: "cell_center", or "reference" (see `grid_points`).
-        tracker: Name of a registered tracker; in a call, any tracker.
-        tracker_options: Options of the tracker.
-        motion_targets: Target name -> its options; the order is that of the columns of `labels`.
-    """
-
-    frame_stride: int | None
-    patch_size: int | None
-    tubelet_size: int | None
-    mask_type: str | None
-    mask_ratio: float | None
-    trajectory_num_steps: int | None
-    cell_size_px: int | None
-    point_layout: str | None
-    tracker: Any
-    tracker_options: dict[str, Any] | None
-    motion_targets: dict[str, dict[str, Any]] | None
+from .video_options_mme import (
+    MMEVideoProcessorKwargs,
+    check_option_names,
+    check_processor_options,
+    check_sizes,
+    check_target_sizes,
+    check_token_grid,
+    check_tracker,
+    is_of_a_file,
+    named_targets,
+    target_config,
+)
 
 
 class MMEVideoProcessor(BaseVideoProcessor):
@@ -94,6 +79,7 @@ class MMEVideoProcessor(BaseVideoProcessor):
     tubelet_size = 2
     mask_type = "tube"
     mask_ratio = 0.7
+    motion_mask_strength = 1.0
     trajectory_num_steps = 4
     cell_size_px = 8
     point_layout = "cell_center"
@@ -104,10 +90,21 @@ class MMEVideoProcessor(BaseVideoProcessor):
     model_input_names = ["pixel_values"]  # noqa: RUF012
 
     def __init__(self, **kwargs: Unpack[MMEVideoProcessorKwargs]):
-        if isinstance(kwargs.get("motion_targets"), list):
-            kwargs["motion_targets"] = {item["name"]: _without_name(item) for item in kwargs["motion_targets"]}
+        check_option_names(type(self).__name__, kwargs, self.valid_kwargs.__annotations__)
+        if kwargs.get("motion_targets") is not None:
+            kwargs["motion_targets"] = named_targets(kwargs["motion_targets"])
         super().__init__(**kwargs)
-        _check_options(self)
+        check_processor_options(self)
+        # A saved processor may name a tracker or a teacher that only its author has: it still makes pixels.
+        if not is_of_a_file(kwargs):
+            check_tracker(self.tracker, self.tracker_options)
+            check_target_sizes(self)
+
+    @classmethod
+    def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs: Any) -> "MMEVideoProcessor":
+        """Return a processor with saved options, and others in place of some; transformers drops misspelt ones."""
+        check_names(cls.__name__, kwargs, cls.valid_kwargs.__annotations__, misspelt_only=True)
+        return super().from_dict(video_processor_dict, **kwargs)
 
     def raw_window(self, frame_stride: int | None = None) -> int:
         """Return how many raw frames one sample needs, those of its tracks included.
@@ -127,12 +124,7 @@ class MMEVideoProcessor(BaseVideoProcessor):
 
     def motion_target_config(self) -> dict[str, dict[str, Any]]:
         """Return name -> size, activation and weight of every target: what `MMEConfig.motion_targets` holds."""
-        config = SimpleNamespace(
-            num_channels=3,
-            patch_size=self.patch_size,
-            tubelet_size=self.tubelet_size,
-            trajectory_num_steps=self.trajectory_num_steps,
-        )
+        config = target_config(self)
         targets = build_targets(self.motion_targets, cell_size_px=self.cell_size_px)
         return {
             name: {"size": target.size(config), "activation": target.activation, "weight": float(target.weight)}
@@ -208,7 +200,8 @@ class MMEVideoProcessor(BaseVideoProcessor):
 
         Args:
             videos: One video or a list. With targets an array holds *raw* frames, uint8, of which the first
-                `raw_window()` are used (a path, bytes or decoder gives those in its middle).
+                `raw_window()` are used (a path, bytes or decoder gives those in its middle). Grey frames need a side of
+                one channel: an array with three sides is one frame.
             return_targets: Whether to add mask and motion targets.
             generator: Source of randomness of the masks, on the CPU; None draws from torch's default generator.
             crop_box: (left, top, width, height) in source pixels, cut out and resized to `crop_size`, in place of
@@ -227,8 +220,7 @@ class MMEVideoProcessor(BaseVideoProcessor):
         """
         options = self._resolve_options(kwargs)
         sources = flatten_batch(videos)
-        boxes = one_per_clip("crop_box", crop_box, len(sources), lambda box: not isinstance(box[0], list | tuple))
-        flips = one_per_clip("flip", flip, len(sources), lambda value: isinstance(value, bool))
+        boxes, flips = crop_boxes(crop_box, len(sources)), flip_flags(flip, len(sources))
         metadata = one_per_clip(
             "video_metadata", options.video_metadata, len(sources), lambda m: isinstance(m, Mapping)
         )
@@ -238,7 +230,7 @@ class MMEVideoProcessor(BaseVideoProcessor):
         geometries = [clip_geometry(*item, options) for item in zip(clips, boxes, flips, strict=True)]
         if return_targets:
             masks = _given_masks(bool_masked_pos, len(sources))
-            samples = [self._sample(*item, options, generator) for item in zip(clips, geometries, masks, strict=True)]
+            samples = [self._sample(*item, options, generator) for item in zip(loaded, geometries, masks, strict=True)]
             data = {name: _stack([sample[name] for sample in samples], name) for name in samples[0]}
         else:
             pixels = [
@@ -255,20 +247,28 @@ class MMEVideoProcessor(BaseVideoProcessor):
     def _resolve_options(self, kwargs: dict[str, Any]) -> SimpleNamespace:
         """Return all options as attributes: those of the call, otherwise the processor's own (as transformers does)."""
         names = list(self.valid_kwargs.__annotations__)
-        unknown = sorted(set(kwargs) - {*names, "return_tensors"})
-        if unknown:
-            raise TypeError(f"{type(self).__name__} has no option {', '.join(unknown)}. Its options are {names}.")
+        check_names(type(self).__name__, kwargs, [*names, "return_tensors"], error=TypeError)  # as transformers does
+        if kwargs.get("motion_targets") is not None:
+            kwargs["motion_targets"] = named_targets(kwargs["motion_targets"])
         if set(kwargs) - {"return_tensors"}:  # 0.2 ms for nothing where no option is given anew
             validate_typed_dict(self.valid_kwargs, kwargs)
         options = {"return_tensors": None, **{name: getattr(self, name, None) for name in names}, **kwargs}
         options = self._standardize_kwargs(**options)
+        check_sizes(options["size"], options["crop_size"])
         self._validate_preprocess_kwargs(**options)
         return SimpleNamespace(**options)
 
     def _sampler(self, options: SimpleNamespace, is_raw: bool) -> Callable[[VideoMetadata], np.ndarray] | None:
         """Return what chooses the frames of a video that is longer than needed; None takes all."""
         if is_raw:
-            _check_options(options)
+            check_processor_options(options)
+            check_tracker(options.tracker, options.tracker_options)
+            check_target_sizes(options)
+            if options.fps is not None:
+                raise ValueError(
+                    f"fps ({options.fps}) cannot be met with return_targets=True: points are followed at the video's "
+                    "own rate. Leave fps out (or pass fps=None) and choose frame_stride."
+                )
             return raw_frame_sampler(options)
         return partial(self.sample_frames, **vars(options)) if options.do_sample_frames else None
 
@@ -298,35 +298,40 @@ class MMEVideoProcessor(BaseVideoProcessor):
 
     def _sample(
         self,
-        raw: torch.Tensor,
+        loaded: tuple[torch.Tensor, VideoMetadata],
         geometry: ClipGeometry,
         mask: torch.Tensor | None,
         options: SimpleNamespace,
         generator: torch.Generator | None,
     ) -> dict[str, torch.Tensor]:
         """Return pixels, mask and labels of one clip of raw frames (R, C, H, W); nothing is batched yet."""
+        raw, video = loaded
         if raw.dtype != torch.uint8:
             raise ValueError(
                 f"raw frames have dtype {raw.dtype}; motion targets are made from uint8 frames in [0, 255]."
             )
         height, width = geometry.out_height, geometry.out_width
-        if height % options.patch_size or width % options.patch_size:
-            raise ValueError(
-                f"crop_size {height}x{width} does not divide by patch_size ({options.patch_size}). "
-                "Choose a crop_size that does."
-            )
+        check_token_grid(height, width, options.patch_size)
         plan = plan_raw_frames(len(raw), options)
         frames = geometry.apply_to_frames(take_frames(raw, plan.raw_frames))
         pixels = normalize_frames(take_frames(frames, plan.inputs), options)
-        clip = MotionClip(pixels, options.patch_size, options.tubelet_size)
+        clip = _motion_clip(pixels, frames, plan, options)
         targets = build_targets(options.motion_targets, cell_size_px=options.cell_size_px)
-        tracks = None
-        if any(getattr(target, "needs_trajectories", True) for target in targets.values()):
-            tracks = _track(frames, plan, options)
+        tracks, is_guided = None, mask is None and options.mask_type == "motion"
+        if is_guided or any(getattr(target, "needs_trajectories", True) for target in targets.values()):
+            numbers = [video.frames_indices[frame] for frame in plan.raw_frames]
+            tracks = _track(frames, plan, _clip_tracker(options, geometry, numbers), options)
         values, valid = zip(*(target(clip, tracks) for target in targets.values()), strict=True)
-        grid = (len(pixels) // options.tubelet_size, height // options.patch_size, width // options.patch_size)
+        grid = clip.token_grid
         if mask is None:
-            mask = build_mask(options.mask_type, grid, options.mask_ratio, generator)
+            guide = None
+            if is_guided:
+                points = (height // options.cell_size_px, width // options.cell_size_px)
+                guide = patch_motion(tracks.displacements, tracks.is_visible, points, grid[1:])
+            strength = options.motion_mask_strength
+            mask = build_mask(
+                options.mask_type, grid, options.mask_ratio, generator, motion=guide, motion_strength=strength
+            )
         elif mask.numel() != grid[0] * grid[1] * grid[2]:
             raise ValueError(f"bool_masked_pos has {mask.numel()} tokens; the clip has {' x '.join(map(str, grid))}.")
         mask = mask.to(pixels.device)
@@ -339,40 +344,30 @@ class MMEVideoProcessor(BaseVideoProcessor):
         }
 
 
-def _without_name(item: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in item.items() if key != "name"}
+def _motion_clip(
+    pixels: torch.Tensor, frames: torch.Tensor, plan: RawFramePlan, options: SimpleNamespace
+) -> MotionClip:
+    std = torch.as_tensor(options.image_std if options.do_normalize else 1.0).expand(frames.shape[-3])
+    return MotionClip(
+        pixels,
+        options.patch_size,
+        options.tubelet_size,
+        raw_frames=frames,
+        input_frames=plan.inputs,
+        start_frames=plan.starts,
+        channel_scales=((options.rescale_factor if options.do_rescale else 1.0) / std).tolist(),
+    )
 
 
-def _check_options(options: Any) -> None:
-    """Raise ValueError naming the first option that cannot work, before any frame is touched."""
-    for name in ("num_frames", "frame_stride", "patch_size", "tubelet_size", "trajectory_num_steps", "cell_size_px"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name} ({getattr(options, name)}) must be at least 1.")
-    if options.num_frames % options.tubelet_size:
-        raise ValueError(
-            f"num_frames ({options.num_frames}) does not divide by tubelet_size ({options.tubelet_size}). "
-            "Choose a tubelet_size that divides num_frames."
-        )
-    if options.patch_size % options.cell_size_px:
-        raise ValueError(
-            f"patch_size ({options.patch_size}) does not divide by cell_size_px ({options.cell_size_px}). "
-            "Choose a cell_size_px that divides patch_size."
-        )
-    if options.point_layout not in POINT_LAYOUTS:
-        raise ValueError(f"point_layout ({options.point_layout!r}) is unknown. Choose one of {list(POINT_LAYOUTS)}.")
-    if not isinstance(options.tracker, str) and not callable(options.tracker):
-        raise ValueError(f"tracker ({options.tracker!r}) must be a name or a tracker.")
-    if not options.motion_targets:
-        raise ValueError("motion_targets is empty. Name at least one target, for example {'position': {}}.")
-    check_mask_type(options.mask_type)
-    check_mask_ratio(options.mask_ratio)
-    build_targets(options.motion_targets, cell_size_px=options.cell_size_px)
-
-
-def _track(frames: torch.Tensor, plan: RawFramePlan, options: SimpleNamespace) -> Trajectories:
+def _clip_tracker(options: SimpleNamespace, geometry: ClipGeometry, frame_numbers: Sequence[int]) -> Callable:
     tracker = options.tracker
     if isinstance(tracker, str):
         tracker = build_tracker(tracker, **(options.tracker_options or {}))
+    # Stored tracks are those of a whole video: they must know which of its frames these are, and how they were cut.
+    return tracker.for_clip(geometry, frame_numbers) if hasattr(tracker, "for_clip") else tracker
+
+
+def _track(frames: torch.Tensor, plan: RawFramePlan, tracker: Callable, options: SimpleNamespace) -> Trajectories:
     points_xy = grid_points(*frames.shape[-2:], options.cell_size_px, options.point_layout)
     tracks = tracker(frames, points_xy, start_frames=plan.starts, num_steps=options.trajectory_num_steps)
     if any(plan.is_lost):

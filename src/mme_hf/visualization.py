@@ -9,19 +9,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .motion_targets_mme import build_targets
+from .drawing import draw_histograms, draw_tracks, length_factor, picture, table
+from .motion_clip_mme import cells_per_side, tokens_from_cells
+from .motion_targets_mme import build_targets, histogram_of_gradients
+from .trajectories_mme import Trajectories, grid_points
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from PIL import Image
 
     from .modeling_mme import MMEForPreTraining
+    from .motion.measures import ObservedClip
     from .video_processing_mme import MMEVideoProcessor
 
-# Tubelets shown, evenly spaced over the clip: more make the arrows too small to read.
+# Tubelets shown, evenly spaced over the clip: more make the tracks too small to read.
 MAX_COLUMNS = 4
-# Sums of displacements shorter than this are drawn as dots: no arrow head would be visible.
-MIN_ARROW_PX = 0.25
+MAX_ROWS = 8
+# Pictures in a sheet are about so wide, whatever the frames are.
+PANEL_WIDTH_PX = 280
 
 
 def liveliest_clip(
@@ -64,10 +68,10 @@ def draw_motion_prediction(
     *,
     title: str = "",
 ) -> None:
-    """Draw a clip, what the model sees of it, and target beside predicted motion, as a PNG.
+    """Draw a clip, what the model sees of it, and target beside predicted tracks, as a PNG.
 
-    An arrow is the way of a token's points, averaged over those points, from the token's first frame to the end of
-    its trajectory, as long as it is in the picture. Only masked tokens that count have one, in both rows.
+    Only points of masked tokens that count have tracks, in both rows; all are drawn the same number of times longer
+    than they are, which the picture says.
 
     Args:
         model: Makes the prediction.
@@ -82,28 +86,156 @@ def draw_motion_prediction(
     """
     names = list(model.config.motion_targets)
     _check_has_position(names)
-    clip = {name: tensor[:1].to(model.device) for name, tensor in inputs.items()}
+    clip = {name: tensor[:1].to(model.device) for name, tensor in inputs.items() if isinstance(tensor, torch.Tensor)}
     was_training = model.training
     predictions = model.eval().split_targets(model(**clip).logits)["position"]
     model.train(was_training)
     indices = clip["masked_indices"]
     labels = clip["labels"].gather(1, indices[..., None].expand(-1, -1, clip["labels"].shape[-1]))
     counts = clip["target_mask"].gather(1, indices[..., None].expand(-1, -1, len(names)))[0, :, names.index("position")]
-    target = build_targets({"position": processor.motion_targets["position"]})["position"]
-    frame_size = tuple(clip["pixel_values"].shape[-2:])
-    motions = [
-        target.displacements(values[0][counts].float().cpu(), processor.trajectory_num_steps, frame_size)
+    frames = visible_frames(clip["pixel_values"][0].cpu(), processor)
+    tracks = [
+        _token_tracks(values[0][counts].float().cpu(), indices[0][counts].cpu(), processor, frames.shape[1:3])
         for values in (model.split_targets(labels)["position"], predictions)
     ]
-    frames = _visible_frames(clip["pixel_values"][0].cpu(), processor)  # (T, H, W, 3)
-    figure = _draw_rows(frames, clip["bool_masked_pos"][0].cpu().numpy(), indices[0][counts].cpu(), motions, processor)
-    figure.suptitle(title, fontsize=10)
-    figure.supxlabel(
-        f"arrows: the way over {processor.trajectory_num_steps} raw frames; dots: less than {MIN_ARROW_PX} px",
-        fontsize=8,
-    )
+    sheet = _prediction_sheet(frames, clip["bool_masked_pos"][0].cpu().numpy(), tracks, processor, title)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    sheet.save(path, optimize=True)
+
+
+def tracks_sheet(clips: Sequence[ObservedClip], *, title: str = "") -> Image.Image:
+    """Return a contact sheet: a row for each clip, its tracks over the frames they start at.
+
+    Args:
+        clips: The first eight that have tracks are drawn.
+        title: Line at the top.
+
+    Raises:
+        ValueError: If no clip has tracks.
+    """
+    clips = [clip for clip in clips if clip.tracks is not None][:MAX_ROWS]
+    if not clips:
+        raise ValueError("no clip has tracks, so there are none to draw.")
+    rows, names = [], []
+    for clip in clips:
+        shown = _spread(len(clip.start_frames))
+        factor = tracks_factor(clip.tracks)
+        frames = [pixels_of(clip.frames[clip.start_frames[start]]) for start in shown]
+        size = panel_size(frames[0].shape[:2])
+        rows.append(
+            [
+                draw_tracks(frame, *_arrays(clip.tracks, start), size=size, factor=factor)
+                for frame, start in zip(frames, shown, strict=True)
+            ]
+        )
+        names.append(f"x {factor}  {Path(clip.source).name}")
+    num_steps = clips[0].tracks.num_steps
+    footer = f"Tracks over {num_steps} raw frames; x 4: drawn 4 times as long as they are. {COLOR_WORDS}"
+    return table(rows, row_names=names, title=title, footer=footer)
+
+
+COLOR_WORDS = "Colour: direction. Faint dot: at rest. Nothing: lost from view."
+
+
+def clip_sheet(
+    clip: ObservedClip, without_camera: Trajectories, processor: MMEVideoProcessor, *, title: str = ""
+) -> Image.Image:
+    """Return one clip as a sheet: frames, tracks, tracks without the camera's motion, histograms of gradients.
+
+    Args:
+        clip: With tracks.
+        without_camera: Its tracks less the motion of the camera.
+        processor: Made the clip.
+        title: Line at the top.
+    """
+    shown = _spread(len(clip.start_frames))
+    factor = tracks_factor(clip.tracks)
+    frames = [pixels_of(clip.frames[clip.start_frames[start]]) for start in shown]
+    size = panel_size(frames[0].shape[:2])
+    moved = [
+        [
+            draw_tracks(frame, *_arrays(tracks, start), size=size, factor=factor)
+            for frame, start in zip(frames, shown, strict=True)
+        ]
+        for tracks in (clip.tracks, without_camera)
+    ]
+    glyphs = [draw_histograms(frame, histograms_of(frame, processor), size=size) for frame in frames]
+    found = getattr(without_camera, "camera_motion_found", None)
+    share = "" if found is None else f" (found in {100 * float(found.float().mean()):.0f} % of the steps)"
+    return table(
+        [[picture(frame, size) for frame in frames], *moved, glyphs],
+        row_names=("frames", "tracks", "without camera motion", "shape: edges in each cell"),
+        column_names=[f"raw frame {clip.start_frames[start]}" for start in shown],
+        title=title,
+        footer=f"Tracks over {clip.tracks.num_steps} raw frames, {times(factor)}. Camera motion{share}. {COLOR_WORDS}",
+    )
+
+
+def clip_animation(clip: ObservedClip, without_camera: Trajectories) -> list[Image.Image]:
+    """Return the raw frames one by one, with the tracks that lead to each, and beside it without the camera's motion.
+
+    Heads of tracks are where the points are; tails are drawn longer than they are by a factor that the picture says.
+    Frames between the end of one track and the start of the next have none.
+
+    Args:
+        clip: With tracks.
+        without_camera: Its tracks less the motion of the camera.
+    """
+    factor = tracks_factor(clip.tracks)
+    pictures = []
+    for number in range(clip.start_frames[0], clip.start_frames[-1] + clip.tracks.num_steps + 1):
+        start = max(index for index, first in enumerate(clip.start_frames) if first <= number)
+        step = min(number - clip.start_frames[start], clip.tracks.num_steps)
+        if step == 0 and start:
+            continue  # the track before arrives at this frame too
+        frame = pixels_of(clip.frames[clip.start_frames[start] + step])
+        size = panel_size(frame.shape[:2])
+        panels = []
+        for tracks in (clip.tracks, without_camera):
+            points, visible = _arrays(tracks, start)
+            # What is left of the motion has its heads where the points are.
+            points = points[: step + 1] + (clip.tracks.points_xy[start, step].numpy() - points[step])
+            panels.append(draw_tracks(frame, points, visible[: step + 1], size=size, factor=factor, anchor=-1))
+        names = (f"tracks, {times(factor)}", "without camera motion")
+        pictures.append(table([[picture(frame, size), *panels]], column_names=("frames", *names), shows_wheel=False))
+    return pictures
+
+
+def times(factor: int) -> str:
+    """Return how a legend says by what factor tracks are drawn longer."""
+    return "drawn as long as they are" if factor == 1 else f"drawn {factor} times as long as they are"
+
+
+def tracks_factor(tracks: Trajectories) -> int:
+    """Return how many times longer the tracks of a clip must be drawn to be seen."""
+    way = (tracks.points_xy[:, -1] - tracks.points_xy[:, 0]).norm(dim=-1)[tracks.is_visible.all(1)]
+    spacing = (tracks.frame_size[0] * tracks.frame_size[1] / tracks.points_xy.shape[-2]) ** 0.5
+    return length_factor(way.numpy(), spacing, tracks.num_steps)
+
+
+def panel_size(frame_size: tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) in pixels that frames of (height, width) are drawn at."""
+    height, width = frame_size
+    return round(height * PANEL_WIDTH_PX / width), PANEL_WIDTH_PX
+
+
+def histograms_of(frame: np.ndarray, processor: MMEVideoProcessor) -> np.ndarray:
+    """Return the histograms of a frame uint8 (H, W, 3), channels added up, shape (bins, rows, columns)."""
+    planes = torch.from_numpy(frame).permute(2, 0, 1)[None]
+    histograms = histogram_of_gradients(planes, cell_size_px=processor.cell_size_px)[0]
+    return histograms.unflatten(0, (3, -1)).sum(0).numpy()
+
+
+def visible_frames(pixel_values: torch.Tensor, processor: MMEVideoProcessor) -> np.ndarray:
+    """Return normalised frames (T, C, H, W) as they were, uint8 (T, H, W, C)."""
+    mean = torch.tensor(processor.image_mean).view(-1, 1, 1)
+    std = torch.tensor(processor.image_std).view(-1, 1, 1)
+    return ((pixel_values * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def pixels_of(frame: torch.Tensor) -> np.ndarray:
+    """Return a frame (3, H, W) as an array (H, W, 3)."""
+    return np.ascontiguousarray(frame.permute(1, 2, 0).cpu().numpy())
 
 
 def _check_has_position(names: Sequence[str]) -> None:
@@ -111,54 +243,62 @@ def _check_has_position(names: Sequence[str]) -> None:
         raise ValueError(f"motion_targets ({list(names)}) has no 'position', so there is no motion to draw.")
 
 
-def _draw_rows(
+def _spread(num_starts: int) -> list[int]:
+    return np.linspace(0, num_starts - 1, min(MAX_COLUMNS, num_starts)).round().astype(int).tolist()
+
+
+def _arrays(tracks: Trajectories, start: int) -> tuple[np.ndarray, np.ndarray]:
+    return tracks.points_xy[start].cpu().numpy(), tracks.is_visible[start].cpu().numpy()
+
+
+def _token_tracks(
+    values: torch.Tensor, indices: torch.Tensor, processor: MMEVideoProcessor, frame_size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions (L + 1, tokens * points, 2) of tokens' points, and the tubelet each belongs to."""
+    options = {**processor.motion_targets["position"]}
+    target = build_targets({"position": options}, cell_size_px=processor.cell_size_px)["position"]
+    motion = target.displacements(values, processor.trajectory_num_steps, frame_size)  # (tokens, L, points, 2)
+    cell = target.cell_size_px
+    grid = grid_points(*frame_size, cell, processor.point_layout).T.unflatten(
+        -1, (frame_size[0] // cell, frame_size[1] // cell)
+    )
+    side = cells_per_side(processor.patch_size, cell)
+    homes = tokens_from_cells(grid[None], side).unflatten(-1, (2, -1)).mT  # (tokens of a frame, points, 2)
+    tubelets = (indices // len(homes)).repeat_interleave(motion.shape[2])
+    first = homes[indices % len(homes)][:, None]
+    points = torch.cat([first, first + motion.cumsum(1)], dim=1)  # (tokens, L + 1, points, 2)
+    return points.movedim(1, 0).flatten(1, 2).numpy(), tubelets.numpy()
+
+
+def _prediction_sheet(
     frames: np.ndarray,
     mask: np.ndarray,
-    indices: torch.Tensor,
-    motions: Sequence[torch.Tensor],
+    tracks: Sequence[tuple[np.ndarray, np.ndarray]],
     processor: MMEVideoProcessor,
-) -> Figure:
-    from matplotlib.figure import Figure
-
+    title: str,
+) -> Image.Image:
     patch, tubelet_size = processor.patch_size, processor.tubelet_size
     height, width = frames.shape[1:3]
     grid = (len(frames) // tubelet_size, height // patch, width // patch)
-    shown = np.linspace(0, grid[0] - 1, min(MAX_COLUMNS, grid[0])).round().astype(int)
-    figure = Figure(figsize=(2.6 * len(shown), 2.6 * 4 * height / width + 0.6), layout="constrained", dpi=110)
-    rows = figure.subplots(4, len(shown), squeeze=False)
     masks = mask.reshape(grid).repeat(patch, 1).repeat(patch, 2)
-    for column, tubelet in enumerate(shown):
+    shown, size = _spread(grid[0]), panel_size((height, width))
+    target_points = tracks[0][0]
+    way = np.linalg.norm(target_points[-1] - target_points[0], axis=-1)
+    factor = length_factor(way, processor.cell_size_px, len(target_points) - 1)
+    rows: list[list[Image.Image]] = [[], [], [], []]
+    for tubelet in shown:
         frame = frames[tubelet * tubelet_size]
-        faded = 0.35 * frame + 0.65 * frame.mean(-1, keepdims=True)
-        masked_frame = np.where(masks[tubelet][..., None], 0.5, frame)
-        for axes, image in zip(rows[:, column], (frame, masked_frame, faded, faded), strict=True):
-            axes.imshow(image, vmin=0, vmax=1)
-            axes.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-        rows[0, column].set_title(f"frame {tubelet * tubelet_size}", fontsize=9)
-        is_here = indices // (grid[1] * grid[2]) == int(tubelet)
-        for axes, motion in zip(rows[2:, column], motions, strict=True):
-            _draw_arrows(axes, motion[is_here], indices[is_here].numpy(), grid, patch)
-    row_names = ("frames", "what the model sees", "target motion", "predicted motion")
-    for axes, label in zip(rows[:, 0], row_names, strict=True):
-        axes.set_ylabel(label, fontsize=9)
-    return figure
-
-
-def _draw_arrows(axes: Axes, motion_px: torch.Tensor, indices: np.ndarray, grid: tuple[int, ...], patch: int) -> None:
-    total = motion_px.sum(1).mean(1).numpy()  # (tokens, L, points, 2) -> (tokens, 2)
-    row, column = np.divmod(indices % (grid[1] * grid[2]), grid[2])
-    x, y = (column + 0.5) * patch - 0.5, (row + 0.5) * patch - 0.5
-    length = np.hypot(*total.T)
-    still = length < MIN_ARROW_PX
-    axes.scatter(x[still], y[still], s=1.5, c="#ffd24a", linewidths=0)
-    style: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1.0, "width": 0.009, "cmap": "cool"}
-    moving = ~still
-    if moving.any():
-        # Colour tells the length from 0 to half a patch a step, the same in every picture.
-        axes.quiver(x[moving], y[moving], *total[moving].T, length[moving], clim=(0, patch), **style)
-
-
-def _visible_frames(pixel_values: torch.Tensor, processor: MMEVideoProcessor) -> np.ndarray:
-    mean = torch.tensor(processor.image_mean).view(-1, 1, 1)
-    std = torch.tensor(processor.image_std).view(-1, 1, 1)
-    return (pixel_values * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        hidden = np.where(masks[tubelet][..., None], np.uint8(128), frame)
+        rows[0].append(picture(frame, size))
+        rows[1].append(picture(hidden, size))
+        for row, (points, tubelets) in zip(rows[2:], tracks, strict=True):
+            here = points[:, tubelets == tubelet]
+            row.append(draw_tracks(frame, here, np.ones(here.shape[:2], bool), size=size, factor=factor))
+    return table(
+        rows,
+        row_names=("frames", "what the model sees", "target motion", "predicted motion"),
+        column_names=[f"frame {tubelet * tubelet_size}" for tubelet in shown],
+        title=title,
+        footer=f"Tracks of hidden points over {processor.trajectory_num_steps} raw frames, {times(factor)}. "
+        "Colour: direction. Faint dot: at rest.",
+    )

@@ -148,6 +148,24 @@ def test_an_index_outside_the_video_names_the_range(tmp_path, backend, index):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("index", [0.5, 2.0, "1", None])
+def test_an_index_that_is_no_whole_number_is_named(tmp_path, backend, index):
+    with open_or_skip(write_video(tmp_path / "h264.mp4"), backend) as reader:
+        with pytest.raises(TypeError) as error:
+            reader.frames_at([0, index])
+        assert f"frame index ({index!r})" in str(error.value)
+        assert reader.frames_at([np.int64(1), torch.tensor(2)]).shape[0] == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_closed_reader_says_so(tmp_path, backend):
+    reader = open_or_skip(write_video(tmp_path / "h264.mp4"), backend)
+    reader.close()
+    with pytest.raises(ValueError, match=r"the reader of .*h264.mp4 is closed\. Open the video again"):
+        reader.frames_at([0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_no_indices_give_no_frames(tmp_path, backend):
     with open_or_skip(write_video(tmp_path / "h264.mp4"), backend) as reader:
         assert reader.frames_at([]).shape == (0, 3, 64, 96)

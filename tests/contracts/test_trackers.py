@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mme_hf.motion import TRACKERS, build_tracker
+from mme_hf.motion import TRACKERS, build_tracker, extract_motion
 from mme_hf.trajectories_mme import grid_points
 
 SIZE = (96, 112)
@@ -28,9 +28,31 @@ def moving(dx, dy, num_frames=4, seed=0):
     return torch.stack([texture(dx * t, dy * t, seed=seed) for t in range(num_frames)])
 
 
-@pytest.fixture(params=sorted(TRACKERS))
-def tracker(request):
-    return build_tracker(request.param)
+class WholeVideo:
+    """Frames as extraction reads them from a file."""
+
+    def __init__(self, frames):
+        self.frames, self.num_frames = frames, len(frames)
+
+    def frames_at(self, indices):
+        return self.frames[list(indices)]
+
+
+# RAFT needs weights that are downloaded; TV-L1 needs OpenCV's contrib modules.
+NOT_ON_EVERY_MACHINE = {"raft", "tvl1"}
+
+
+@pytest.fixture(params=sorted(set(TRACKERS) - NOT_ON_EVERY_MACHINE))
+def tracker_for(request):
+    """From frames (T, 3, H, W) to a tracker that can track them; only stored tracks look at the frames beforehand."""
+
+    def build(frames):
+        if request.param != "stored":
+            return build_tracker(request.param)
+        return build_tracker("stored", motion=extract_motion(WholeVideo(frames), build_tracker("dis")))
+
+    build.name = request.param
+    return build
 
 
 @pytest.fixture
@@ -38,8 +60,9 @@ def points():
     return grid_points(*SIZE)
 
 
-def test_shapes_and_types(tracker, points):
-    tracks = tracker(moving(1, 0, num_frames=6), points, start_frames=(0, 2), num_steps=3)
+def test_shapes_and_types(tracker_for, points):
+    frames = moving(1, 0, num_frames=6)
+    tracks = tracker_for(frames)(frames, points, start_frames=(0, 2), num_steps=3)
     assert tracks.points_xy.shape == (2, 4, len(points), 2) and tracks.points_xy.dtype == torch.float32
     assert tracks.is_visible.shape == (2, 4, len(points)) and tracks.is_visible.dtype == torch.bool
     assert tracks.frame_size == SIZE
@@ -47,8 +70,9 @@ def test_shapes_and_types(tracker, points):
 
 
 @pytest.mark.parametrize("shift", [(0.3, -0.4), (1.5, 0.7), (-3.25, 2.6), (5.5, 0.0)])
-def test_known_sub_pixel_shifts(tracker, points, shift):
-    tracks = tracker(moving(*shift), points, num_steps=3)
+def test_known_sub_pixel_shifts(tracker_for, points, shift):
+    frames = moving(*shift)
+    tracks = tracker_for(frames)(frames, points, num_steps=3)
     expected = points + 3 * torch.tensor(shift)
     # Points whose whole track stays 8 px off the border, where half of every window is known.
     limit = torch.tensor([SIZE[1] - 9.0, SIZE[0] - 9.0])
@@ -57,8 +81,9 @@ def test_known_sub_pixel_shifts(tracker, points, shift):
     assert inner.sum() > 50 and error.mean() < 0.2 and error.median() < 0.1
 
 
-def test_points_that_leave_the_frame_become_invisible(tracker, points):
-    tracks = tracker(moving(4.0, 0.0, num_frames=5), points, num_steps=4)
+def test_points_that_leave_the_frame_become_invisible(tracker_for, points):
+    frames = moving(4.0, 0.0, num_frames=5)
+    tracks = tracker_for(frames)(frames, points, num_steps=4)
     x = points[:, 0]
     assert not tracks.is_visible[0, -1, x > SIZE[1] - 12].any()
     assert tracks.is_visible[0, -1, (x > 12) & (x < SIZE[1] - 28)].all()
@@ -66,13 +91,17 @@ def test_points_that_leave_the_frame_become_invisible(tracker, points):
 
 
 @pytest.mark.parametrize("frame", [texture(0, 0), torch.full((3, *SIZE), 90, dtype=torch.uint8)])
-def test_static_and_uniform_scenes_do_not_move(tracker, points, frame):
-    tracks = tracker(frame.expand(3, -1, -1, -1), points, num_steps=2)
+def test_static_and_uniform_scenes_do_not_move(tracker_for, points, frame):
+    frames = frame.expand(3, -1, -1, -1)
+    tracks = tracker_for(frames)(frames, points, num_steps=2)
     assert tracks.displacements.abs().max() < 0.01 and tracks.is_visible.all()
 
 
-def test_batch_equals_single(tracker, points):
+def test_batch_equals_single(tracker_for, points):
+    if tracker_for.name == "stored":
+        pytest.skip("stored tracks are those of one video")
     clips = torch.stack([moving(1, 0.5, seed=seed) for seed in (0, 1)])
+    tracker = tracker_for(clips[0])
     both = tracker(clips, points, start_frames=(0, 1), num_steps=2)
     assert both.points_xy.shape == (2, 2, 3, len(points), 2)
     for index, clip in enumerate(clips):
@@ -81,29 +110,30 @@ def test_batch_equals_single(tracker, points):
         assert torch.equal(both.is_visible[index], one.is_visible)
 
 
-def test_same_input_gives_the_same_tracks(tracker, points):
+def test_same_input_gives_the_same_tracks(tracker_for, points):
     frames = moving(2, 1)
-    first, second = tracker(frames, points, num_steps=3), tracker(frames, points, num_steps=3)
+    first, second = (tracker_for(frames)(frames, points, num_steps=3) for _ in range(2))
     assert torch.equal(first.points_xy, second.points_xy)
 
 
-def test_a_track_does_not_depend_on_frames_outside_it(tracker, points):
+def test_a_track_does_not_depend_on_frames_outside_it(tracker_for, points):
     frames = moving(2, 1, num_frames=6)
-    alone = tracker(frames[2:5], points, num_steps=2)
-    among = tracker(frames, points, start_frames=(0, 2, 3), num_steps=2)
+    alone = tracker_for(frames[2:5])(frames[2:5], points, num_steps=2)
+    among = tracker_for(frames)(frames, points, start_frames=(0, 2, 3), num_steps=2)
     torch.testing.assert_close(among.points_xy[1], alone.points_xy[0], atol=1e-4, rtol=0)
 
 
-def test_memory_layout_does_not_matter(tracker, points):
+def test_memory_layout_does_not_matter(tracker_for, points):
     frames = moving(1, 1)
     interleaved = frames.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-    expected = tracker(frames, points, num_steps=3)
-    assert torch.equal(tracker(interleaved, points, num_steps=3).points_xy, expected.points_xy)
+    expected = tracker_for(frames)(frames, points, num_steps=3)
+    assert torch.equal(tracker_for(interleaved)(interleaved, points, num_steps=3).points_xy, expected.points_xy)
 
 
-def test_survives_pickling_and_says_what_it_is(tracker, points):
-    again = pickle.loads(pickle.dumps(tracker))
+def test_survives_pickling_and_says_what_it_is(tracker_for, points):
     frames = moving(1, 1)
+    tracker = tracker_for(frames)
+    again = pickle.loads(pickle.dumps(tracker))
     assert torch.equal(again(frames, points, num_steps=3).points_xy, tracker(frames, points, num_steps=3).points_xy)
     assert repr(again) == repr(tracker) and tracker.name in TRACKERS
     assert repr(build_tracker(tracker.name, **tracker.options)) == repr(tracker)
@@ -118,9 +148,9 @@ def test_survives_pickling_and_says_what_it_is(tracker, points):
         (moving(0, 0), {"start_frames": (-1,)}, "none negative"),
     ],
 )
-def test_wrong_frames_are_refused(tracker, points, frames, options, message):
+def test_wrong_frames_are_refused(tracker_for, points, frames, options, message):
     with pytest.raises(ValueError, match=message):
-        tracker(frames, points, **{"num_steps": 2, **options})
+        tracker_for(moving(0, 0))(frames, points, **{"num_steps": 2, **options})
 
 
 def test_a_stride_that_would_crash_opencv_is_refused():

@@ -94,6 +94,9 @@ def test_a_manifest_without_use_is_an_error(tmp_path):
         load_manifest_records(touch(tmp_path / "empty.txt", b"# nothing\n"))
     with pytest.raises(ValueError, match="none of its 1 files exists"):
         load_manifest_records(touch(tmp_path / "wrong.txt", b"b.mp4 2\n"))
+    for content in (b"\x00\x00\xff\xfeftyp", b"a.mp4\xff 1\n"):
+        with pytest.raises(ValueError, match=r"train_manifest \('.*video.mp4'\) is no text"):
+            load_manifest_records(touch(tmp_path / "video.mp4", content))
     touch(tmp_path / "a.mp4")
     with pytest.raises(ValueError, match="line 2 has no label"):
         load_manifest_records(touch(tmp_path / "half.txt", b"a.mp4 1\na.mp4\n"))
@@ -129,6 +132,18 @@ def test_a_local_folder_named_as_a_data_set_keeps_its_webm_files(tmp_path, strea
     assert records.label_names == ("a", "b")
     with pytest.raises(ValueError, match=r"dataset_name \('nowhere/at_all'\) cannot be opened"):
         load_dataset_records("nowhere/at_all")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_unknown_split_names_those_that_there_are(tmp_path, streaming):
+    rows = Dataset.from_dict({"movie": [{"bytes": b"x", "path": "1.mp4"}]}, features=Features({"movie": Video()}))
+    for split in ("train", "test"):
+        rows.to_parquet(tmp_path / "tables" / f"{split}.parquet")
+        touch(tmp_path / "folders" / split / "1.mp4")
+    for name in ("tables", "folders"):
+        with pytest.raises(ValueError, match=rf"dataset_name \('.*{name}'\).* split 'valid'.*'train'") as error:
+            load_dataset_records(str(tmp_path / name), split="valid", streaming=streaming)
+        assert "'test'" in str(error.value)
 
 
 def test_a_data_set_without_videos_is_an_error(tmp_path):

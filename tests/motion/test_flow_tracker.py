@@ -3,7 +3,7 @@ import pickle
 import pytest
 import torch
 
-from mme_hf.motion.dis import build_dis_tracker
+from mme_hf.motion import build_tracker
 from mme_hf.motion.flow_tracker import FlowTracker, median_filter_3x3
 from mme_hf.trajectories_mme import grid_points
 
@@ -76,23 +76,23 @@ def test_median_filter_removes_a_lone_outlier_from_tracks():
 )
 def test_wrong_dis_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        build_dis_tracker(**options)
+        build_tracker("dis", **options)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (16, 64), (24, 17), (33, 47)])
 def test_dis_takes_small_and_odd_frames(size):
     frames = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
-    tracks = build_dis_tracker()(frames, torch.tensor([[8.0, 8.0]]), num_steps=1)
+    tracks = build_tracker("dis")(frames, torch.tensor([[8.0, 8.0]]), num_steps=1)
     assert tracks.points_xy.isfinite().all()
 
 
 def test_dis_refuses_frames_too_small_for_its_patches():
     with pytest.raises(ValueError, match="frames of 8x32 are too small for 'dis': 16 px at least"):
-        build_dis_tracker()(torch.zeros(2, 3, 8, 32, dtype=torch.uint8), torch.zeros(1, 2), num_steps=1)
+        build_tracker("dis")(torch.zeros(2, 3, 8, 32, dtype=torch.uint8), torch.zeros(1, 2), num_steps=1)
 
 
 def test_dis_settings_reach_opencv_and_survive_pickling():
-    tracker = pickle.loads(pickle.dumps(build_dis_tracker(preset="ultrafast", finest_scale=2, patch_stride=5)))
+    tracker = pickle.loads(pickle.dumps(build_tracker("dis", preset="ultrafast", finest_scale=2, patch_stride=5)))
     import cv2
 
     engine = tracker.flow._build_engine(cv2)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mme_hf.training import PretrainingArguments, parse_arguments
+from mme_hf.training.target_flags import parse_motion_targets
 
 CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
 
@@ -22,6 +23,17 @@ def test_flags_win_over_the_recipe_which_wins_over_the_defaults(tmp_path):
     assert (args.preset, args.learning_rate, args.with_tracking) == ("base", 1e-3, False)
     assert args.model_options == {"drop_path_rate": 0.1}
     assert args.mask_ratio == 0.7
+
+
+def test_targets_are_words_in_a_command_and_a_list_or_a_mapping_in_a_recipe(tmp_path):
+    assert parse("--motion_targets", "shape", "position:0.5", "--seed", "1").motion_targets == ["shape", "position:0.5"]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("motion_targets: [shape, position:0.5]\n")
+    assert parse("--config", str(recipe)).motion_targets == ["shape", "position:0.5"]
+    assert parse("--config", str(recipe), "--motion_targets", "flow").motion_targets == ["flow"]
+    recipe.write_text("motion_targets: {pixels: {weight: 2.0}, flow: {}}\n")
+    words = parse("--config", str(recipe)).motion_targets
+    assert list(parse_motion_targets(words).items()) == [("pixels", {"weight": 2.0}), ("flow", {})]
 
 
 def test_the_sample_recipe_holds_only_where_nothing_else_is_named(tmp_path):
@@ -44,8 +56,51 @@ def test_a_recipe_with_a_name_that_is_no_flag_is_an_error(tmp_path):
     recipe.write_text("learning_rat: 1\n")
     with pytest.raises(ValueError, match="sets 'learning_rat', which is no flag"):
         parse("--config", str(recipe))
+    with pytest.raises(ValueError, match="Did you mean learning_rate"):
+        parse("--config", str(recipe))
     with pytest.raises(ValueError, match="is not a file"):
         parse("--config", str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize("content", [b"path,label\n1.mp4,2\n", b"- a\n", b"a: b: c\n", b"\xff\xfe\x00"])
+def test_a_file_that_is_no_recipe_is_named(tmp_path, content):
+    recipe = tmp_path / "bad.csv"
+    recipe.write_bytes(content)
+    with pytest.raises(ValueError, match=r"config \('.*bad.csv'\) is not a YAML recipe") as error:
+        parse("--config", str(recipe))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--max_train_step", "5"], "^--max_train_step is no flag. Did you mean --max_train_steps?"),
+        (["--max_train_step=5"], "^--max_train_step is no flag. Did you mean --max_train_steps?"),
+        (["--zzz"], "^--zzz is no flag. See pretrain.py --help.$"),
+        (["videos"], "^videos is no flag"),
+        (["--seed", "x"], "^argument --seed: invalid int value: 'x'$"),
+    ],
+)
+def test_what_is_no_flag_is_named_in_one_line(argv, message, capsys):
+    with pytest.raises(ValueError, match=message):
+        parse(*argv)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_mistake_that_a_recipe_has_part_in_names_the_recipe():
+    samples = next(path for path in CONFIGS if path.stem == "samples")
+
+    def error_of(*argv):
+        with pytest.raises(ValueError) as error:
+            parse_arguments(PretrainingArguments, list(argv), sample_recipe=samples)
+        return str(error.value)
+
+    batch = error_of("--per_device_train_batch_size", "3")
+    assert "samples_per_video (8)" in batch and "(samples_per_video is set by the recipe" in batch
+    assert str(samples) in batch and "where no data is named" in batch
+    assert "warmup_steps is set by the recipe" in error_of("--max_train_steps", "5")
+    assert "set by the recipe" not in error_of("--per_device_train_batch_size", "3", "--samples_per_video=2")
+    assert "no data is named" not in error_of("--config", str(samples), "--per_device_train_batch_size", "3")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -72,6 +127,10 @@ def test_the_published_recipe_is_met():
         (["--learning_rate", "0"], r"learning_rate \(0.0\) must be above 0"),
         (["--learning_rate", "nan"], r"learning_rate \(nan\) must be above 0"),
         (["--min_learning_rate", "1"], r"min_learning_rate \(1.0\) is above learning_rate"),
+        (["--adam_beta1", "1"], r"adam_beta1 \(1.0\) must lie in \[0, 1\)"),
+        (["--adam_beta2", "-0.1"], r"adam_beta2 \(-0.1\) must lie in \[0, 1\)"),
+        (["--image_size", "0"], r"image_size \(0\) must be at least 1"),
+        (["--warmup_steps", "9", "--max_train_steps", "7"], r"warmup_steps \(9\) is above max_train_steps \(7\)"),
         (["--max_grad_norm", "0"], r"max_grad_norm \(0.0\) must be above 0"),
         (["--held_out_fraction", "1"], r"held_out_fraction \(1.0\) must lie in"),
         (["--samples_per_video", "3"], r"batch_size \(8\) does not divide by samples_per_video \(3\)"),

@@ -2,6 +2,7 @@
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
+from teachers import save_teacher
 
 from mme_hf import MMEForPreTraining
 from mme_hf.training import PretrainingArguments
@@ -30,7 +31,7 @@ def test_model_and_processor_agree_on_what_is_predicted():
         ({"mask_type": "stripes"}, "'stripes'"),
         ({"tracker": "eyes"}, r"tracker \('eyes'\) is unknown"),
         ({"num_frames": 5}, r"num_frames \(5\) does not divide by tubelet_size \(2\)"),
-        ({"image_size": 40}, "40"),
+        ({"image_size": 30}, r"^image_size \(30\) does not divide by patch_size \(16\). .* such as 32"),
         ({"processor_options": {"motion_targets": {"colour": {}}}}, "'colour'"),
         ({"model_options": {**SMALL, "hidden_size": 25}}, r"hidden_size \(25\)"),
         ({"model_options": {"drop_pth_rate": 0.1}}, "model_options sets 'drop_pth_rate', which does not exist"),
@@ -47,6 +48,8 @@ def test_weights_that_predict_something_else_are_refused(tmp_path):
     for part in build_model_and_processor(arguments()):
         part.save_pretrained(tmp_path)
     model, _ = build_model_and_processor(arguments(model_name_or_path=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"^image_size \(40\) does not divide by patch_size \(16\)"):
+        build_model_and_processor(arguments(model_name_or_path=str(tmp_path), image_size=40))
     assert isinstance(model, MMEForPreTraining)
     with pytest.raises(ValueError, match=r"predicts .*'position', 32.* but the processor makes .*'position', 48"):
         build_model_and_processor(
@@ -85,3 +88,46 @@ def test_held_out_clips_come_from_where_they_are_asked_for(video_folder):
     assert (held_out.num_records, fraction) == (3, 0.0)
     samples, held_out, fraction = load_records(arguments())
     assert (samples.num_records, held_out, fraction) == (4, samples, 0.2)
+
+
+def test_targets_and_weights_come_from_the_flag_and_go_into_model_and_processor(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher")
+    args = arguments(motion_targets=["pixels:2", "position", "features:0.25"], teacher=teacher)
+    model, processor = build_model_and_processor(args)
+    weights = {name: target["weight"] for name, target in model.config.motion_targets.items()}
+    assert weights == {"pixels": 2.0, "position": 1.0, "features": 0.25}
+    assert processor.motion_targets["features"]["teacher"] == teacher
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+
+    other = ["pixels:3", "position", "features"]
+    model, processor = build_model_and_processor(
+        arguments(model_name_or_path=str(tmp_path), model_options=None, motion_targets=other, teacher=teacher)
+    )
+    assert model.config.motion_targets == processor.motion_target_config()
+    assert model.config.motion_targets["pixels"]["weight"] == 3.0
+    sigmoid = {
+        "motion_targets": {"pixels": {"activation": "sigmoid"}, "position": {}, "features": {"teacher": teacher}}
+    }
+    with pytest.raises(ValueError, match="'pixels' was trained with activation 'linear', and 'sigmoid' is asked for"):
+        build_model_and_processor(
+            arguments(model_name_or_path=str(tmp_path), model_options=None, processor_options=sigmoid)
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"motion_targets": ["shape:x"]}, "motion_targets has 'shape:x'; it must be a name, or a name and a weight"),
+        ({"motion_targets": ["shape", "shape:2"]}, "names 'shape' twice"),
+        ({"motion_targets": ["colour"]}, r"motion target \('colour'\) is unknown"),
+        ({"motion_targets": ["shape:-1"]}, r"shape: weight \(-1.0\) must be a finite number"),
+        ({"motion_targets": ["{shape"]}, "is not JSON"),
+        ({"motion_targets": ["shape"], "processor_options": {"motion_targets": {}}}, "both say what is predicted"),
+        ({"teacher": "somewhere"}, r"teacher \('somewhere'\) has nothing to teach"),
+        ({"motion_targets": ["features"]}, r"features: teacher \(None\) must be the folder or Hub name"),
+    ],
+)
+def test_targets_that_cannot_be_made_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build_model_and_processor(arguments(**changes))

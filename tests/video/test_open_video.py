@@ -379,5 +379,5 @@ def test_closing_twice_is_harmless_and_reading_after_it_is_an_error(mp4):
     reader = open_video(mp4, "pyav")
     reader.close()
     reader.close()
-    with pytest.raises(VideoReadError, match="closed"):
+    with pytest.raises(ValueError, match="closed"):
         reader.frames_at([0])

@@ -15,6 +15,7 @@ from .records import (
     load_manifest_records,
     load_sample_records,
 )
+from .stored_tracks import MissingTracksError, StoredTracks
 
 __all__ = [
     "BadVideo",
@@ -23,8 +24,10 @@ __all__ = [
     "ClipCollator",
     "ClipDataset",
     "ClipSampling",
+    "MissingTracksError",
     "RecordCursor",
     "RecordRequest",
+    "StoredTracks",
     "TooManyBadVideosError",
     "VideoRecords",
     "build_clip_loader",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.utils.data import Dataset
 
+from ..motion import StoredMotion, StoredTracker
 from ..video import READERS, VideoReader, VideoReadError, open_video
 from ..video.sampling import evenly_spaced_starts, random_start
 from .augmentation import center_crop_box, multi_scale_crop_box, random_flip
@@ -20,6 +21,7 @@ from .ordering import RecordCursor, RecordRequest
 if TYPE_CHECKING:
     from ..video_processing_mme import MMEVideoProcessor
     from .records import VideoRecords
+    from .stored_tracks import StoredTracks
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class ClipDataset(Dataset):
         processor: Makes pixel values, masks, labels and target masks from raw frames.
         sampling: How clips are cut from a video.
         return_targets: Whether to make masks, labels and target masks.
+        stored_tracks: Where tracks are read; None to track on line.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class ClipDataset(Dataset):
         sampling: ClipSampling | None = None,
         *,
         return_targets: bool = True,
+        stored_tracks: StoredTracks | None = None,
     ):
         self.name = records.name
         # A stream's records come with their requests; only rows are looked up here.
@@ -97,22 +101,31 @@ class ClipDataset(Dataset):
         self.processor = processor
         self.sampling = sampling or ClipSampling()
         self.return_targets = return_targets
+        self.stored_tracks = stored_tracks if return_targets else None
 
     def __getitem__(self, request: RecordRequest) -> ClipResult:
-        """Return the samples of one video, or the cause why it cannot be read."""
+        """Return the samples of one video, or the cause why it cannot be read.
+
+        Raises:
+            MissingTracksError: If the run reads stored tracks and this video has none.
+        """
         record = request.record if isinstance(request.record, Mapping) else self.rows[request.record]
-        source = _source_name(record["video"], self.name, request)
+        source = source_name(record["video"], self.name, request.record)
         generator = torch.Generator().manual_seed(request.seed)
         try:
-            with open_video(_openable(record["video"]), backend=self.sampling.reader) as reader:
-                samples = tuple(self._samples(reader, generator))
+            video = openable(record["video"])
+            with open_video(video, backend=self.sampling.reader) as reader:
+                motion = self.stored_tracks.motion_of(video, source) if self.stored_tracks is not None else None
+                samples = tuple(self._samples(reader, generator, motion))
         except VideoReadError as error:
             return ClipResult(source, (), BadVideo(source, str(error.cause)), request.next_cursor)
         except OSError as error:  # a remote file that is gone, or a disk that fails
             return ClipResult(source, (), BadVideo(source, f"{type(error).__name__}: {error}"), request.next_cursor)
         return ClipResult(source, samples, None, request.next_cursor)
 
-    def _samples(self, reader: VideoReader, generator: torch.Generator) -> list[Mapping[str, torch.Tensor]]:
+    def _samples(
+        self, reader: VideoReader, generator: torch.Generator, motion: StoredMotion | None
+    ) -> list[Mapping[str, torch.Tensor]]:
         frame_range = self.sampling.frame_range(reader.num_frames)
         if not frame_range:
             raise VideoReadError("", f"its {self.sampling.part} part is empty: it has {reader.num_frames} frame(s)")
@@ -127,9 +140,15 @@ class ClipDataset(Dataset):
         indices = sorted(set().union(*clips))
         frames = reader.frames_at(indices)
         place = {index: position for position, index in enumerate(indices)}
-        return [self._sample(frames[place[clip[0]] : place[clip[0]] + window], generator) for clip in clips]
+        trackers = [None if motion is None else StoredTracker(motion, first_frame=clip[0]) for clip in clips]
+        return [
+            self._sample(frames[place[clip[0]] : place[clip[0]] + window], generator, tracker)
+            for clip, tracker in zip(clips, trackers, strict=True)
+        ]
 
-    def _sample(self, raw_frames: torch.Tensor, generator: torch.Generator) -> Mapping[str, torch.Tensor]:
+    def _sample(
+        self, raw_frames: torch.Tensor, generator: torch.Generator, tracker: StoredTracker | None
+    ) -> Mapping[str, torch.Tensor]:
         height, width = raw_frames.shape[-2:]
         aspect_ratio = self.processor.crop_size["width"] / self.processor.crop_size["height"]
         if self.sampling.is_random:
@@ -144,6 +163,7 @@ class ClipDataset(Dataset):
             flip=flip,
             generator=generator,
             return_tensors="pt",
+            **({} if tracker is None else {"tracker": tracker}),
         )
 
 
@@ -192,7 +212,12 @@ def _empty_inputs(processor: MMEVideoProcessor, return_targets: bool) -> dict[st
     return {name: tensor[:0].clone() for name, tensor in inputs.items()}
 
 
-def _openable(video: Mapping[str, Any]) -> Any:
+def openable(video: Mapping[str, Any]) -> str | bytes:
+    """Return what `open_video` is given for the undecoded video of a record: its path, or its bytes.
+
+    Raises:
+        OSError: If it has to be fetched and is not there.
+    """
     if video["bytes"] is not None:
         return video["bytes"]
     path = video["path"]
@@ -206,10 +231,17 @@ def _openable(video: Mapping[str, Any]) -> Any:
         return file.read()
 
 
-def _source_name(video: Mapping[str, Any], dataset_name: str, request: RecordRequest) -> str:
+def source_name(video: Mapping[str, Any], dataset_name: str, record: int | Mapping[str, Any]) -> str:
+    """Return how messages name the undecoded video of a record.
+
+    Args:
+        video: The video.
+        dataset_name: Name of its data set.
+        record: Its row number, or a stream's whole record.
+    """
     if video["path"] and (video["bytes"] is None or "://" in video["path"]):
         return video["path"]
     # Embedded videos often share a file name, or have none; the place in the data set tells them apart.
     # A stream's order differs from epoch to epoch, so there the content has to name it.
-    place = request.record if isinstance(request.record, int) else blake2b(video["bytes"], digest_size=6).hexdigest()
+    place = record if isinstance(record, int) else blake2b(video["bytes"], digest_size=6).hexdigest()
     return f"{dataset_name}[{place}]" + (f" ({video['path']})" if video["path"] else "")

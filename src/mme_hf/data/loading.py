@@ -17,6 +17,7 @@ from .ordering import ClipBatchSampler
 if TYPE_CHECKING:
     from ..video_processing_mme import MMEVideoProcessor
     from .records import VideoRecords
+    from .stored_tracks import StoredTracks
 
 
 def build_clip_loader(
@@ -28,6 +29,7 @@ def build_clip_loader(
     num_workers: int = 0,
     return_targets: bool = True,
     pin_memory: bool = False,
+    stored_tracks: StoredTracks | None = None,
     **order_options,
 ) -> DataLoader:
     """Return a loader of batches as `ClipCollator` makes them.
@@ -40,6 +42,7 @@ def build_clip_loader(
         num_workers: Processes that decode; 0 decodes in the calling process.
         return_targets: Whether to make masks, labels and target masks.
         pin_memory: Whether batches are copied to pinned memory, for a GPU.
+        stored_tracks: Where tracks are read; None to track on line.
         **order_options: Passed to `ClipBatchSampler`: seed, shuffle, cursor, process_index, ...
 
     Raises:
@@ -52,7 +55,7 @@ def build_clip_loader(
             "Choose a multiple: it counts clips, not videos."
         )
     return DataLoader(
-        ClipDataset(records, processor, sampling, return_targets=return_targets),
+        ClipDataset(records, processor, sampling, return_targets=return_targets, stored_tracks=stored_tracks),
         batch_sampler=ClipBatchSampler(records, batch_size=batch_size // sampling.samples_per_video, **order_options),
         num_workers=num_workers,
         collate_fn=ClipCollator(processor, return_targets=return_targets),

@@ -102,12 +102,18 @@ def load_manifest_records(manifest: str | Path, *, flag: str = "train_manifest")
         flag: What error messages call it.
 
     Raises:
-        ValueError: If the file is missing, lists nothing or nothing that exists, or has a label on some lines only.
+        ValueError: If the file is missing or no text, lists nothing or nothing that exists, or has a label on some
+            lines only.
     """
     path = Path(manifest)
     if not path.is_file():
         raise ValueError(f"{flag} ({str(path)!r}) is not a file. Give a text or CSV file of 'path label' lines.")
-    rows = list(_manifest_rows(path))
+    try:
+        rows = list(_manifest_rows(path))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            f"{flag} ({str(path)!r}) is no text ({error}). Give a text or CSV file of 'path label' lines in UTF-8."
+        ) from error
     if not rows:
         raise ValueError(f"{flag} ({str(path)!r}) lists no video. Write one 'path label' line for each.")
     unlabelled = [line for line, _, label in rows if label is None]
@@ -145,19 +151,22 @@ def load_dataset_records(
         streaming: Read records one after another instead of downloading the data set first.
 
     Raises:
-        ValueError: If no column, or more than one, holds videos.
+        ValueError: If there is no such data set or split, or no column, or more than one, holds videos.
     """
     from datasets import Video, load_dataset
 
     if _is_plain_video_folder(Path(dataset_name)):
         # datasets would pass over .webm files without a word.
         root = Path(dataset_name)
-        records = load_folder_records(root / split if (root / split).is_dir() else root, flag="dataset_name")
+        folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+        if split not in folders and split != "train":  # a folder that is not split is all for training
+            raise ValueError(f"dataset_name ({dataset_name!r}) has no split {split!r}; its folders are {folders}.")
+        records = load_folder_records(root / split if split in folders else root, flag="dataset_name")
         return records.streamed() if streaming else records
     try:
         dataset = load_dataset(dataset_name, config_name, split=split, streaming=streaming)
-    except OSError as error:
-        raise ValueError(f"dataset_name ({dataset_name!r}) cannot be opened: {error}") from error
+    except (OSError, ValueError) as error:  # datasets names the splits and configurations that there are
+        raise ValueError(f"dataset_name ({dataset_name!r}) cannot be opened, split {split!r}: {error}") from error
     features = dataset.features or {}
     columns = [name for name, feature in features.items() if isinstance(feature, Video)]
     if len(columns) != 1:

@@ -5,10 +5,26 @@ A tracker that follows points through a dense flow needs only an `OpticalFlow` i
 """
 
 from ..trajectories_mme import TRACKERS, build_tracker
-from .dis import build_dis_tracker
-from .flow_tracker import FlowTracker
+from .dis import DISFlow
+from .farneback import FarnebackFlow
+from .flow_tracker import FlowTracker, tracker_builder
 from .protocols import OpticalFlow, Tracker
+from .raft import RAFTFlow
+from .stored import MotionParameters, StoredMotion, StoredTracker, build_stored_tracker, extract_motion
+from .torch_flow import TorchFlow
+from .tvl1 import TVL1Flow
 
-TRACKERS["dis"] = build_dis_tracker
+TRACKERS.update({flow.name: tracker_builder(flow) for flow in (DISFlow, FarnebackFlow, RAFTFlow, TorchFlow, TVL1Flow)})
+TRACKERS["stored"] = build_stored_tracker
 
-__all__ = ["TRACKERS", "FlowTracker", "OpticalFlow", "Tracker", "build_tracker"]
+__all__ = [
+    "TRACKERS",
+    "FlowTracker",
+    "MotionParameters",
+    "OpticalFlow",
+    "StoredMotion",
+    "StoredTracker",
+    "Tracker",
+    "build_tracker",
+    "extract_motion",
+]

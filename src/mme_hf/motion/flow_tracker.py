@@ -1,7 +1,8 @@
 """A tracker made of any dense optical flow."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from inspect import Parameter, Signature
 from typing import Any, Literal
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 
 from ..trajectories_mme import Trajectories, check_tracked_frames, track_points
 from .protocols import OpticalFlow
+from .visibility import hide_lost_points
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class FlowTracker:
         border: What happens to points that leave the frame, see `track_points`.
         flow_precision: "subpixel", or "whole_pixel" to cut flow to whole pixels as the published code does.
         median_filter_size: 3 to pass a 3 x 3 median over the flow first, as Dense Trajectories do; 0 for none.
+        visibility: "matched" to lose points that no longer look as at their start (hidden, slipped, or cut away);
+            "inside_frame" to lose only those that leave the frame, as the published code does.
         options: Options that `build_tracker` made this tracker from.
     """
 
@@ -29,6 +33,7 @@ class FlowTracker:
     border: Literal["free", "clamp"] = "free"
     flow_precision: Literal["subpixel", "whole_pixel"] = "subpixel"
     median_filter_size: int = 0
+    visibility: Literal["matched", "inside_frame"] = "matched"
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
@@ -37,6 +42,7 @@ class FlowTracker:
             "border": ("free", "clamp"),
             "flow_precision": ("subpixel", "whole_pixel"),
             "median_filter_size": (0, 3),
+            "visibility": ("matched", "inside_frame"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -55,11 +61,7 @@ class FlowTracker:
         Raises:
             ValueError: If frames are not uint8 (..., T, 3, H, W), or too few for the tracks.
         """
-        if frames.ndim < 4 or frames.shape[-3] != 3 or frames.dtype != torch.uint8:
-            raise ValueError(
-                f"frames have shape {tuple(frames.shape)} and dtype {frames.dtype}; a tracker takes uint8 RGB frames "
-                "of shape (..., frames, 3, height, width)."
-            )
+        check_frames(frames)
         check_tracked_frames(frames.shape[-4], start_frames, num_steps)
         first_frames = sorted({start + step for start in start_frames for step in range(num_steps)})
         flow = self.flow(frames, [(frame, frame + 1) for frame in first_frames])
@@ -69,7 +71,7 @@ class FlowTracker:
             flow = flow.trunc()
         # Frames of one track follow each other in `first_frames` too, so its flow is a run of that list.
         starts = [first_frames.index(start) for start in start_frames]
-        return track_points(
+        tracks = track_points(
             flow,
             points_xy,
             num_steps=num_steps,
@@ -77,6 +79,34 @@ class FlowTracker:
             interpolation=self.interpolation,
             border=self.border,
         )
+        return hide_lost_points(tracks, frames, start_frames) if self.visibility == "matched" else tracks
+
+
+def check_frames(frames: torch.Tensor) -> None:
+    """Raise ValueError unless frames are uint8 RGB of shape (..., T, 3, H, W)."""
+    if frames.ndim < 4 or frames.shape[-3] != 3 or frames.dtype != torch.uint8:
+        raise ValueError(
+            f"frames have shape {tuple(frames.shape)} and dtype {frames.dtype}; a tracker takes uint8 RGB frames "
+            "of shape (..., frames, 3, height, width)."
+        )
+
+
+def tracker_builder(flow_class: type[OpticalFlow]) -> Callable[..., FlowTracker]:
+    """Return what `TRACKERS` holds for a flow: a function of the flow's options and `FlowTracker`'s own."""
+    own = [field for field in fields(FlowTracker) if field.name not in ("flow", "options")]
+
+    def build(**options: Any) -> FlowTracker:
+        tracker_options = {item.name: options[item.name] for item in own if item.name in options}
+        flow_options = {name: value for name, value in options.items() if name not in tracker_options}
+        return FlowTracker(flow_class(**flow_options), **tracker_options, options=options)
+
+    # `check_options` reads the names off the signature, `MotionParameters` the defaults.
+    parameters = [
+        Parameter(item.name, Parameter.KEYWORD_ONLY, default=item.default) for item in (*fields(flow_class), *own)
+    ]
+    build.__signature__ = Signature(parameters)
+    build.__doc__ = f"Return a tracker on {flow_class.__name__}; its options and those of FlowTracker."
+    return build
 
 
 def median_filter_3x3(flow: torch.Tensor) -> torch.Tensor:

@@ -1,15 +1,16 @@
 """What a training loop needs besides Accelerate: arguments, schedule, updates, exact checkpoints, evaluation."""
 
-from .arguments import PretrainingArguments, parse_arguments
+from .arguments import ExtractionArguments, PretrainingArguments, parse_arguments
 from .checkpointing import latest_checkpoint
 from .evaluation import MeanPredictor, NothingToExplainError, explained_share
 from .held_out import report_explained_share
 from .optimization import build_optimizer, build_scheduler, parameter_groups, scaled_learning_rate
-from .progress import ProgressReporter
+from .progress import ProgressReporter, announce_run
 from .run_state import RunState
 from .updates import NonFiniteLossError, UpdateReport, run_update
 
 __all__ = [
+    "ExtractionArguments",
     "MeanPredictor",
     "NonFiniteLossError",
     "NothingToExplainError",
@@ -17,6 +18,7 @@ __all__ = [
     "ProgressReporter",
     "RunState",
     "UpdateReport",
+    "announce_run",
     "build_optimizer",
     "build_scheduler",
     "explained_share",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +39,11 @@ class DataArguments:
         "Share at the end of every training video that is kept for held-out clips. Default: 0.2 for the sample clips, "
         "0 (train on everything) for your own data.",
     )
+    stored_tracks: str | None = _flag(
+        None,
+        "Tracks of the training videos, as extract_trajectories.py makes them: a folder of Parquet shards, or an HF "
+        "data set. Videos of validation_* are tracked on line, by the same tracker.",
+    )
     reader: str = _flag("auto", "Video reader: auto, decord, pyav or torchcodec.")
     samples_per_video: int = _flag(1, "Clips (time, crop, flip, mask) cut from each video that is opened.")
     flip_probability: float = _flag(0.5, "How often a clip is mirrored. 0 where left and right mean something.")
@@ -55,8 +62,19 @@ class ModelArguments:
     num_frames: int | None = _flag(None, "Input frames of a clip. Default: the preset's.")
     frame_stride: int = _flag(4, "Raw frames from one input frame to the next.")
     trajectory_num_steps: int = _flag(4, "Raw frames over which points are followed.")
-    mask_type: str = _flag("tube", "tube, cube or random.")
+    mask_type: str = _flag("tube", "tube, cube, random or motion (tubes where the motion is).")
     mask_ratio: float = _flag(0.7, "Share of the tokens that is hidden.")
+    motion_targets: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "What is predicted: names, each with a weight in the loss if wanted ('shape position:0.5'), or "
+            "JSON with the options of each. There are: shape, position (the default two), shape_along_track, flow, "
+            "pixels, features."
+        },
+    )
+    teacher: str | None = _flag(
+        None, "Frozen vision model that the target 'features' is made by: a folder or a Hub name (CLIP, DINO, ...)."
+    )
     tracker: str = _flag("dis", "How points are followed.")
     model_options: str | None = _flag(None, "More MMEConfig fields, as JSON (a mapping in a recipe file).")
     processor_options: str | None = _flag(None, "More MMEVideoProcessor fields, as JSON (a mapping in a recipe file).")
@@ -85,6 +103,7 @@ class TrainingArguments:
     checkpointing_steps: int | None = _flag(None, "Updates between checkpoints. Default: none.")
     checkpoints_total_limit: int | None = _flag(3, "Checkpoints to keep.")
     resume_from_checkpoint: str | None = _flag(None, "A checkpoint folder, or 'latest' (which may not exist yet).")
+    motion_health: bool = _flag(True, "Look at tracks and labels of the first clips, and warn if something is off.")
     logging_steps: int = _flag(1, "Updates between two logged values.")
     num_eval_clips: int = _flag(4, "Held-out clips of each video.")
     max_eval_videos: int = _flag(256, "Videos that held-out clips are taken from, at most.")
@@ -116,6 +135,14 @@ class PretrainingArguments(TrainingArguments, ModelArguments, DataArguments):
                 f"min_learning_rate ({self.min_learning_rate}) is above learning_rate ({self.learning_rate}). "
                 "The cosine ends at the first and begins at the second."
             )
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must lie in [0, 1), such as 0.9.")
+        if self.max_train_steps is not None and (self.warmup_steps or 0) > self.max_train_steps:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) is above max_train_steps ({self.max_train_steps}): warm-up takes "
+                f"{self.warmup_steps} of {self.max_train_steps} updates. Shorten it, or train longer."
+            )
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm ({self.max_grad_norm}) must be above 0. Leave it out not to clip.")
         if self.held_out_fraction is not None and not 0 <= self.held_out_fraction < 1:
@@ -130,12 +157,7 @@ class PretrainingArguments(TrainingArguments, ModelArguments, DataArguments):
         self._check_data_source()
 
     def _check_data_source(self) -> None:
-        sources = [name for name in _DATA_SOURCES if getattr(self, name)]
-        if len(sources) > 1:
-            raise ValueError(f"{' and '.join(sources)} name different data. Give one of them.")
-        for name in ("streaming", "validation_split", "dataset_config_name"):
-            if getattr(self, name) and not self.dataset_name:
-                raise ValueError(f"{name} ({getattr(self, name)!r}) needs --dataset_name, which is not given.")
+        _check_one_source(self, "streaming", "validation_split", "dataset_config_name")
         validations = [
             name for name in ("validation_split", "validation_dir", "validation_manifest") if getattr(self, name)
         ]
@@ -155,8 +177,49 @@ class PretrainingArguments(TrainingArguments, ModelArguments, DataArguments):
         return bool(self.validation_split or self.validation_dir or self.validation_manifest)
 
 
+@dataclass
+class ExtractionArguments:
+    """Everything that `examples/extract_trajectories.py` can be told."""
+
+    dataset_name: str | None = _flag(None, "HF data set with a Video column: a name on the Hub or a local folder.")
+    dataset_config_name: str | None = _flag(None, "Configuration of that data set.")
+    dataset_split: str = _flag("train", "Split of that data set.")
+    streaming: bool = _flag(False, "Read the data set record by record instead of downloading it first.")
+    train_dir: str | None = _flag(None, "Folder of class folders, or flat folder of videos.")
+    train_manifest: str | None = _flag(None, "Text or CSV file of 'path label' lines.")
+    output_dir: str = _flag("outputs/tracks", "Folder for the data set. An unfinished one is gone on with.")
+    tracker: str = _flag("dis", "How points are followed; as in the training run.")
+    tracker_options: str | None = _flag(None, "Options of the tracker, as JSON (a mapping in a recipe file).")
+    num_videos_per_shard: int = _flag(64, "Videos in a Parquet file, the unit of work that a killed run loses.")
+    reader: str = _flag("auto", "Video reader: auto, decord, pyav or torchcodec.")
+    max_bad_fraction: float = _flag(0.05, "Stop once a larger share of the videos cannot be read.")
+    on_bad_video: str = _flag("skip", "'skip' counts and lists unreadable videos; 'error' stops at the first.")
+    push_to_hub: bool = _flag(False, "Push the data set to the Hub.")
+    hub_dataset_id: str | None = _flag(None, "Data set to push to. Default: the output folder's name.")
+    hub_token: str | None = _flag(None, "Token for the Hub. Default: the one you are logged in with.")
+    config: str | None = _flag(None, "YAML recipe; flags on the command line win over it.")
+
+    def __post_init__(self):
+        self.tracker_options = _mapping("tracker_options", self.tracker_options)
+        if self.num_videos_per_shard < 1:
+            raise ValueError(f"num_videos_per_shard ({self.num_videos_per_shard}) must be at least 1.")
+        _check_one_source(self, "streaming", "dataset_config_name")
+
+
+def _check_one_source(args: Any, *of_a_dataset: str) -> None:
+    """Raise ValueError if data flags name two sources, or those in `of_a_dataset` are given without one."""
+    sources = [name for name in _DATA_SOURCES if getattr(args, name)]
+    if len(sources) > 1:
+        raise ValueError(f"{' and '.join(sources)} name different data. Give one of them.")
+    for name in of_a_dataset:
+        if getattr(args, name) and not args.dataset_name:
+            raise ValueError(f"{name} ({getattr(args, name)!r}) needs --dataset_name, which is not given.")
+
+
 _DATA_SOURCES = ("dataset_name", "train_dir", "train_manifest")
 _SMALLEST = {
+    "image_size": 1,
+    "num_frames": 1,
     "per_device_train_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "samples_per_video": 1,
@@ -189,36 +252,71 @@ def parse_arguments(
         sample_recipe: The recipe where neither a recipe nor any data is named.
 
     Raises:
-        ValueError: If the recipe is missing, holds a name that is no flag, or a value is out of range.
+        ValueError: If the recipe is missing or none, a name is no flag, or a value is out of range.
     """
     from transformers import HfArgumentParser
 
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(arguments_class, allow_abbrev=False)
-    given = parser.parse_known_args(argv)[0]
+    parser.error = _refuse  # argparse's own prints the usage first: 60 lines
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        raise ValueError(f"{flag} is no flag. {_remedy(flag, _flags_of(arguments_class))}")
     recipe = Path(given.config) if given.config else None
     if recipe is None and not any(getattr(given, name) for name in _DATA_SOURCES):
         recipe = sample_recipe
-    if recipe is not None:
+    values = _read_recipe(recipe, arguments_class) if recipe is not None else {}
+    try:
         # Through the parser, as if typed before the flags: so every value has the type that its flag has.
-        argv = _recipe_flags(recipe, arguments_class) + argv
-    return parser.parse_args_into_dataclasses(argv)[0]
+        return parser.parse_args_into_dataclasses(_as_flags(values) + argv)[0]
+    except ValueError as error:
+        typed = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
+        at_fault = [name for name in values if name not in typed and re.search(rf"\b{name}\b", str(error))]
+        if not at_fault:
+            raise
+        why = "" if given.config else ", which is used where no data is named; flags win over it"
+        raise ValueError(f"{error} ({', '.join(at_fault)} is set by the recipe {recipe}{why}.)") from error
 
 
-def _recipe_flags(path: Path, arguments_class: type) -> list[str]:
+def _refuse(message: str) -> None:
+    raise ValueError(message)
+
+
+def _flags_of(arguments_class: type) -> list[str]:
+    return [f"--{item.name}" for item in dataclasses.fields(arguments_class)]
+
+
+def _remedy(name: str, known: Collection[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f"Did you mean {close[0]}?" if close else "See pretrain.py --help."
+
+
+def _read_recipe(path: Path, arguments_class: type) -> dict[str, Any]:
+    """Return the values that a recipe sets, by flag."""
     import yaml
 
     if not path.is_file():
         raise ValueError(f"config ({str(path)!r}) is not a file. The recipes are in examples/configs.")
-    recipe = yaml.safe_load(path.read_text()) or {}
-    known = {item.name for item in dataclasses.fields(arguments_class)}
-    unknown = sorted(set(recipe) - known)
-    if unknown:
-        raise ValueError(f"config ({str(path)!r}) sets {unknown[0]!r}, which is no flag. See pretrain.py --help.")
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"config ({str(path)!r}) is not a YAML recipe ({reason}). See examples/configs.") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"config ({str(path)!r}) is not a YAML recipe: it holds no 'flag: value' lines.")
+    known = [flag.removeprefix("--") for flag in _flags_of(arguments_class)]
+    for name in recipe:
+        if name not in known:
+            raise ValueError(f"config ({str(path)!r}) sets {name!r}, which is no flag. {_remedy(str(name), known)}")
+    return {name: value for name, value in recipe.items() if value is not None}
+
+
+def _as_flags(values: Mapping[str, Any]) -> list[str]:
     flags = []
-    for name, value in recipe.items():
-        if value is not None:
-            flags += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    for name, value in values.items():
+        words = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        flags += [f"--{name}", *map(str, words)]
     return flags
 
 

@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from .updates import UpdateReport
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..data import VideoRecords
+
+logger = logging.getLogger(__name__)
+
+
+def announce_run(
+    records: VideoRecords, model: nn.Module, *, model_name: str, output_dir: Path | None, where: str, what: str
+) -> None:
+    """Say what is about to be trained, on what and where.
+
+    Args:
+        records: The videos; files that are none are counted, and listed in `output_dir`.
+        model: To count the parameters of.
+        model_name: What to call it.
+        output_dir: Folder for that list; None on processes other than the main one.
+        where: Devices and workers, in words.
+        what: Updates, batch, learning rate and seed, in words.
+    """
+    if records.ignored_files and output_dir is not None:
+        listing = output_dir / "ignored_files.txt"
+        listing.parent.mkdir(parents=True, exist_ok=True)
+        listing.write_text("".join(f"{path}\n" for path in records.ignored_files), encoding="utf-8")
+        logger.warning("%d files are no videos and were ignored: %s", len(records.ignored_files), listing)
+    videos = "a stream" if records.num_records is None else f"{records.num_records} videos"
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    logger.info("data: %s (%s)", records.name, videos)
+    logger.info("model: %s, %.1f M parameters, on %s", model_name, num_parameters / 1e6, where)
+    logger.info("run: %s", what)
 
 
 class ProgressReporter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import torch
 from ..configuration_mme import MMEConfig
 from ..data import (
     ClipSampling,
+    StoredTracks,
     VideoRecords,
     load_dataset_records,
     load_folder_records,
@@ -20,9 +22,11 @@ from ..data import (
     load_sample_records,
 )
 from ..modeling_mme import MMEForPreTraining
-from ..motion import build_tracker
+from ..motion import MotionParameters, build_tracker
 from ..presets import preset_config
+from ..video import VideoReadError
 from ..video_processing_mme import MMEVideoProcessor
+from .target_flags import processor_options
 
 if TYPE_CHECKING:
     from .arguments import PretrainingArguments
@@ -91,7 +95,9 @@ def _new_processor(args: PretrainingArguments, preset: MMEConfig) -> MMEVideoPro
         "tubelet_size": preset.tubelet_size,
     }
     options |= {name: getattr(args, name) for name in _PROCESSOR_FLAGS}
-    return MMEVideoProcessor(**{**options, **args.processor_options})
+    options |= processor_options(args)
+    _check_image_size(args, options["patch_size"])
+    return MMEVideoProcessor(**options)
 
 
 def _load_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTraining, MMEVideoProcessor]:
@@ -105,7 +111,10 @@ def _load_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
             "crop_size": {"height": args.image_size, "width": args.image_size},
         }
     try:
-        processor = MMEVideoProcessor.from_pretrained(name, **{**changed, **args.processor_options})
+        changed |= processor_options(args)
+        if args.image_size:
+            _check_image_size(args, changed.get("patch_size") or MMEVideoProcessor.from_pretrained(name).patch_size)
+        processor = MMEVideoProcessor.from_pretrained(name, **changed)
         model = MMEForPreTraining.from_pretrained(name, **args.model_options)
     except OSError as error:
         raise ValueError(f"model_name_or_path ({name!r}) cannot be opened: {error}") from error
@@ -120,7 +129,29 @@ def _load_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
             f"the processor makes {made} per token of {sizes[0]}. Leave --trajectory_num_steps and --processor_options "
             "as in its training."
         )
+    if "motion_targets" in changed:
+        _set_target_weights(model, processor)
     return model, processor
+
+
+def _set_target_weights(model: MMEForPreTraining, processor: MMEVideoProcessor) -> None:
+    """Give the losses of a loaded model the weights that were asked for; its heads stay as they are."""
+    wanted = processor.motion_target_config()
+    for name, target in model.config.motion_targets.items():
+        if target["activation"] != wanted[name]["activation"]:
+            raise ValueError(
+                f"motion target {name!r} was trained with activation {target['activation']!r}, and "
+                f"{wanted[name]['activation']!r} is asked for. Leave the activation as in its training."
+            )
+    model.config.motion_targets = wanted
+
+
+def _check_image_size(args: PretrainingArguments, patch_size: int) -> None:
+    if args.image_size and "crop_size" not in args.processor_options and args.image_size % patch_size:
+        raise ValueError(
+            f"image_size ({args.image_size}) does not divide by patch_size ({patch_size}). Choose a multiple of "
+            f"{patch_size}, such as {max(1, round(args.image_size / patch_size)) * patch_size}."
+        )
 
 
 def _default(args: PretrainingArguments, flag: str) -> Any:
@@ -138,17 +169,10 @@ def load_records(args: PretrainingArguments) -> tuple[VideoRecords, VideoRecords
 
     The second is None where nothing is held out. The share is 0 where held-out clips have videos of their own.
     """
-    if args.dataset_name:
-        options = {"config_name": args.dataset_config_name, "streaming": args.streaming}
-        train = load_dataset_records(args.dataset_name, split=args.dataset_split, **options)
-    elif args.train_dir:
-        train = load_folder_records(args.train_dir)
-    elif args.train_manifest:
-        train = load_manifest_records(args.train_manifest)
-    else:
-        train = load_sample_records()
+    train = load_training_records(args)
     if args.has_validation_data:
         if args.validation_split:
+            options = {"config_name": args.dataset_config_name, "streaming": args.streaming}
             validation = load_dataset_records(args.dataset_name, split=args.validation_split, **options)
         elif args.validation_dir:
             validation = load_folder_records(args.validation_dir, flag="validation_dir")
@@ -160,6 +184,41 @@ def load_records(args: PretrainingArguments) -> tuple[VideoRecords, VideoRecords
     if fraction is None:
         fraction = 0.0 if has_own_data else SAMPLE_HELD_OUT_FRACTION
     return train, (train if fraction else None), fraction
+
+
+def load_training_records(args: Any) -> VideoRecords:
+    """Return the videos that the data flags name (`dataset_name`, `train_dir`, `train_manifest`), or the samples."""
+    if args.dataset_name:
+        options = {"config_name": args.dataset_config_name, "streaming": args.streaming}
+        return load_dataset_records(args.dataset_name, split=args.dataset_split, **options)
+    if args.train_dir:
+        return load_folder_records(args.train_dir)
+    if args.train_manifest:
+        return load_manifest_records(args.train_manifest)
+    return load_sample_records()
+
+
+def open_stored_tracks(
+    args: PretrainingArguments, processor: MMEVideoProcessor, records: VideoRecords
+) -> StoredTracks | None:
+    """Return the tracks that `stored_tracks` names, None where it names none.
+
+    Raises:
+        ValueError: If they were made by another tracker than the processor's, or have none of the first video.
+    """
+    if not args.stored_tracks:
+        return None
+    tracker = processor.tracker
+    if isinstance(tracker, str):
+        tracker = build_tracker(tracker, **processor.tracker_options)
+    tracks = StoredTracks(args.stored_tracks, MotionParameters.of(tracker))
+    if records.num_records:
+        # Tracks of other videos altogether: better said now than by the first batch.
+        video = records.dataset[0]["video"]
+        # A bad video is for the run to count.
+        with suppress(VideoReadError, OSError):
+            tracks.motion_of(video["bytes"] or video["path"])
+    return tracks
 
 
 def train_sampling(args: PretrainingArguments, held_out_fraction: float) -> ClipSampling:
@@ -200,6 +259,7 @@ def settings_of_the_batches(
         "num_processes": num_processes,
         "data": records.identity,
         "held_out_fraction": held_out_fraction,
+        "stored_tracks": True if args.stored_tracks else None,
         **{f"processor {name}": value for name, value in processor.to_dict().items()},
     }
 

@@ -50,6 +50,8 @@ class VideoReader(Protocol):
 
         Raises:
             IndexError: If an index is outside [0, num_frames).
+            TypeError: If an index is no whole number.
+            ValueError: If the reader is closed.
             VideoReadError: If a frame cannot be decoded.
         """
 

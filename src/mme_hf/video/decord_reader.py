@@ -7,7 +7,7 @@ import torch
 
 from .errors import VideoReadError
 from .numbering import reason_against_decord
-from .sources import VideoSource, as_ffmpeg_input, check_indices, describe_source
+from .sources import VideoSource, as_ffmpeg_input, check_indices, check_open, describe_source
 
 
 class DecordReader:
@@ -44,9 +44,8 @@ class DecordReader:
 
     def frames_at(self, indices: Sequence[int]) -> torch.Tensor:
         """Return the frames at `indices`, RGB, uint8, shape (len(indices), 3, H, W); see `VideoReader.frames_at`."""
+        check_open(self._reader, self._name)
         indices = check_indices(indices, self.num_frames, self._name)
-        if self._reader is None:
-            raise VideoReadError(self._name, "the reader is closed.")
         wanted = sorted(set(indices))
         try:
             # In ascending order, each once: decord seeks backwards for every index below the last.

@@ -10,7 +10,7 @@ import torch
 
 from .errors import VideoReadError
 from .pyav_index import MIN_SHARE_OF_HEADER, NOT_VIDEO_FORMATS, build_index
-from .sources import VideoSource, as_ffmpeg_input, check_indices, describe_source, source_size
+from .sources import VideoSource, as_ffmpeg_input, check_indices, check_open, describe_source, source_size
 
 # No codec shows a picture later than this many pictures after it was decoded.
 _MAX_REORDER = 16
@@ -61,13 +61,12 @@ class PyAVReader:
 
     def frames_at(self, indices: Sequence[int]) -> torch.Tensor:
         """Return the frames at `indices`, RGB, uint8, shape (len(indices), 3, H, W); see `VideoReader.frames_at`."""
+        check_open(self._container, self._name)
         indices = check_indices(indices, self.num_frames, self._name)
         rows: dict[int, list[int]] = {}
         for row, index in enumerate(indices):
             rows.setdefault(index, []).append(row)
         wanted = sorted(rows)
-        if self._container is None:
-            raise VideoReadError(self._name, "the reader is closed.")
         try:
             try:
                 frames = self._collect(wanted, rows, len(indices))

@@ -1,6 +1,7 @@
 """What may be opened as a video, checked alike for every backend before any of them sees it."""
 
 import io
+import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,7 +86,8 @@ def check_source(source: VideoSource) -> None:
     """Refuse what no backend can read as a video.
 
     Raises:
-        VideoReadError: If the file is missing, is a folder, may not be read, is empty, or is a still image.
+        VideoReadError: If the path is empty, or the file is missing, is a folder, may not be read, is empty, or is a
+            still image.
         TypeError: If `source` is not a path, bytes, or a seekable binary file object.
     """
     is_file_object = hasattr(source, "read") and hasattr(source, "seek")
@@ -95,6 +97,8 @@ def check_source(source: VideoSource) -> None:
         )
     if is_url(source):
         return
+    if is_path(source) and not os.fspath(source):
+        raise VideoReadError("''", "the path is empty. Give the path of a video file.")
     if is_path(source) and Path(source).is_dir():
         raise VideoReadError(describe_source(source), "it is a folder, not a video file.")
     try:
@@ -111,14 +115,28 @@ def check_source(source: VideoSource) -> None:
             raise VideoReadError(describe_source(source), f"it is a still image ({name}), not a video.")
 
 
+def check_open(decoder: object | None, source: str) -> None:
+    """Raise ValueError if a reader has let go of its decoder."""
+    if decoder is None:
+        raise ValueError(f"the reader of {source} is closed. Open the video again to read from it.")
+
+
 def check_indices(indices: Sequence[int], num_frames: int, source: str) -> list[int]:
     """Return `indices` as a list of int.
 
     Raises:
         IndexError: If one is outside [0, num_frames).
+        TypeError: If one is no whole number.
     """
-    indices = [int(index) for index in indices]
+    indices = [_as_index(index) for index in indices]
     for index in indices:
         if not 0 <= index < num_frames:
             raise IndexError(f"frame index ({index}) is outside [0, {num_frames}), the frames of {source}.")
     return indices
+
+
+def _as_index(index: object) -> int:
+    try:
+        return operator.index(index)
+    except TypeError as error:
+        raise TypeError(f"frame index ({index!r}) is a {type(index).__name__}; it must be a whole number.") from error

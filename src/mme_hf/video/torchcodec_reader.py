@@ -6,7 +6,7 @@ import torch
 
 from .errors import VideoReadError
 from .numbering import reason_not_to_seek
-from .sources import VideoSource, as_ffmpeg_input, check_indices, describe_source
+from .sources import VideoSource, as_ffmpeg_input, check_indices, check_open, describe_source
 
 
 class TorchCodecReader:
@@ -51,9 +51,8 @@ class TorchCodecReader:
 
     def frames_at(self, indices: Sequence[int]) -> torch.Tensor:
         """Return the frames at `indices`, RGB, uint8, shape (len(indices), 3, H, W); see `VideoReader.frames_at`."""
+        check_open(self._decoder, self._name)
         indices = check_indices(indices, self.num_frames, self._name)
-        if self._decoder is None:
-            raise VideoReadError(self._name, "the reader is closed.")
         try:
             # torchcodec 0.17 fails on an empty list.
             frames = self._decoder.get_frames_at(indices or [0]).data[: len(indices)]  # (T, H, W, 3)

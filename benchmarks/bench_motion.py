@@ -1,0 +1,240 @@
+"""Trackers against motion that is known: error, visibility, time. Writes benchmarks/results/motion.md.
+
+    python benchmarks/bench_motion.py [--clips FOLDER] [--repeats 3]
+
+Real frames (of the sample clips, and of the videos in FOLDER) are moved by known fields, see known_motion.py. One
+thread; trackers take turns on every scene, so that load hits all alike. Trackers that are not installed are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import cv2
+import torch
+from known_motion import (
+    HEIGHT,
+    NUM_STEPS,
+    WIDTH,
+    KnownMotion,
+    blurred,
+    compressed,
+    long_scenes,
+    noisy,
+    occlusion_scenes,
+    one_step_scenes,
+    source_images,
+)
+
+from mme_hf import build_tracker
+from mme_hf.motion import TRACKERS as REGISTERED
+from mme_hf.motion import FlowTracker
+from mme_hf.motion.tvl1 import TVL1Flow
+
+RESULTS = Path(__file__).parent / "results" / "motion.md"
+PLAIN = {"refinement_windows_px": ()}
+TRACKERS: dict[str, tuple[str, dict]] = {
+    "dis": ("dis", {}),
+    "DIS preset ultrafast": ("dis", {**PLAIN, "preset": "ultrafast"}),
+    "DIS preset fast": ("dis", {**PLAIN, "preset": "fast"}),
+    "DIS preset medium": ("dis", {**PLAIN, "preset": "medium"}),
+    "DIS medium, finest scale 0": ("dis", {**PLAIN, "preset": "medium", "finest_scale": 0}),
+    "torch": ("torch", {}),
+    "farneback": ("farneback", {}),
+    "tvl1": ("tvl1", {}),
+    "raft": ("raft", {}),
+}
+YARDSTICK = "DIS preset medium"
+SLOW = {"tvl1", "raft"}  # one round of timing is enough
+MEAN_PX = (0.5, 2.0, 4.0, 8.0, 15.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=Path, help="Folder of more videos to take frames from.")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    images = source_images(arguments.clips)
+    trackers = available_trackers()
+    sections = [
+        heading(arguments, len(images)),
+        one_step(trackers, images, arguments.repeats),
+        by_speed(trackers, images),
+        by_quality(trackers, images),
+        long_tracks(trackers, images),
+    ]
+    if torch.cuda.is_available():
+        sections.append(on_gpu(images))
+    RESULTS.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    print(RESULTS.read_text(encoding="utf-8"))
+
+
+def available_trackers() -> dict[str, FlowTracker]:
+    trackers = {}
+    for label, (name, options) in TRACKERS.items():
+        if name not in REGISTERED:
+            continue
+        tracker = build_tracker(name, **options)
+        if name == "tvl1" and not TVL1Flow.is_available():
+            print("tvl1 is left out: OpenCV has no contrib modules here")
+            continue
+        try:
+            tracker.flow(torch.zeros(2, 3, 128, 128, dtype=torch.uint8), [(0, 1)])
+        except RuntimeError as error:
+            print(f"{label} is left out: {error}")
+            continue
+        trackers[label] = tracker
+    return trackers
+
+
+def heading(arguments: argparse.Namespace, num_images: int) -> str:
+    extra = f" --clips {arguments.clips.name}" if arguments.clips else ""
+    return (
+        "# Motion trackers against known motion\n\n"
+        f"Written by `python benchmarks/bench_motion.py{extra} --repeats {arguments.repeats}`. "
+        f"{platform.machine()}, one thread; torch {torch.__version__}, OpenCV {cv2.__version__}. "
+        f"{num_images} real frames of {WIDTH} x {HEIGHT} "
+        "moved by known fields (translation, rotation, zoom, deformation, all together; cubic interpolation). Errors "
+        "are end-point errors in px at the centres of 8 px cells whose true track stays 4 px inside the frame."
+    )
+
+
+def errors(tracker: FlowTracker, scene: KnownMotion, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the errors after `step` steps of all judged points, and of those near a moving object's border."""
+    tracks = tracker(scene.frames[: step + 1], scene.points_xy, num_steps=step)
+    error = (tracks.points_xy[0, step] - scene.truth.points_xy[0, step]).norm(dim=-1)
+    judged = scene.is_judged()[step]
+    return error[judged], error[judged & scene.is_near_border]
+
+
+def one_step(trackers: dict[str, FlowTracker], images: list, repeats: int) -> str:
+    scenes, moving = list(one_step_scenes(images, 4.0)), list(occlusion_scenes(images))
+    seconds = time_per_pair(trackers, scenes, repeats)
+    lines = [
+        "## One step, 4 px on average",
+        "",
+        "| tracker | mean | median | 99 % | over 1 px | at borders of moving objects | ms a pair | of medium's |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for label, tracker in trackers.items():
+        error = torch.cat([errors(tracker, scene, 1)[0] for scene in scenes])
+        border = torch.cat([errors(tracker, scene, 1)[1] for scene in moving])
+        lines.append(
+            f"| {label} | {error.mean():.3f} | {error.median():.3f} | {error.quantile(0.99):.2f} | "
+            f"{(error > 1).float().mean():.1%} | {border.mean():.2f} | {1e3 * seconds[label]:.1f} | "
+            f"{seconds[label] / seconds[YARDSTICK]:.2f} |"
+        )
+    return "\n".join(lines) + "\n\nTime is that of the flow of one pair, grey conversion included; median."
+
+
+def time_per_pair(trackers: dict[str, FlowTracker], scenes: list[KnownMotion], repeats: int) -> dict[str, float]:
+    times: dict[str, list[float]] = {label: [] for label in trackers}
+    for round_index in range(repeats):
+        for scene in scenes:
+            for label, tracker in trackers.items():
+                if label in SLOW and round_index:
+                    continue
+                start = time.perf_counter()
+                tracker.flow(scene.frames, [(0, 1)])
+                times[label].append(time.perf_counter() - start)
+    return {label: statistics.median(values) for label, values in times.items()}
+
+
+def table_of_means(title: str, trackers: dict[str, FlowTracker], columns: dict[str, Iterable[KnownMotion]]) -> str:
+    columns = {name: list(scenes) for name, scenes in columns.items()}
+    lines = [f"## {title}", "", f"| tracker | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for label, tracker in trackers.items():
+        means = [
+            torch.cat([errors(tracker, scene, 1)[0] for scene in scenes]).mean().item() for scenes in columns.values()
+        ]
+        lines.append(f"| {label} | {' | '.join(f'{mean:.3f}' for mean in means)} |")
+    return "\n".join(lines)
+
+
+def by_speed(trackers: dict[str, FlowTracker], images: list) -> str:
+    columns = {f"{mean_px:g} px": one_step_scenes(images, mean_px) for mean_px in MEAN_PX}
+    return table_of_means("Mean error after one step, by mean motion", trackers, columns)
+
+
+def by_quality(trackers: dict[str, FlowTracker], images: list) -> str:
+    variants: dict[str, Callable[[KnownMotion], KnownMotion]] = {
+        "clean": lambda scene: scene,
+        "noise, sigma 6": noisy,
+        "blur, sigma 1.5 px": blurred,
+        "H.264, crf 32": compressed,
+    }
+    scenes = list(one_step_scenes(images, 4.0))
+    columns = {name: [variant(scene) for scene in scenes] for name, variant in variants.items()}
+    return table_of_means("Mean error after one step of 4 px, by quality of the frames", trackers, columns)
+
+
+def long_tracks(trackers: dict[str, FlowTracker], images: list) -> str:
+    smooth, hidden = list(long_scenes(images)), list(occlusion_scenes(images))
+    lines = [
+        f"## {NUM_STEPS} steps: smooth scenes of 2 px a frame, and an object that crosses a moving background",
+        "",
+        "| tracker | smooth: mean | 99 % | over 1 px | crossed: mean | at its border | visible: precision, recall "
+        "after 1 step | after 8 | hidden found after 8 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for label, tracker in trackers.items():
+        error = torch.cat([errors(tracker, scene, NUM_STEPS)[0] for scene in smooth])
+        pairs = [errors(tracker, scene, NUM_STEPS) for scene in hidden]
+        crossed, border = (torch.cat(values) for values in zip(*pairs, strict=True))
+        early, late = (visibility(tracker, hidden, step) for step in (1, NUM_STEPS))
+        lines.append(
+            f"| {label} | {error.mean():.2f} | {error.quantile(0.99):.1f} | {(error > 1).float().mean():.1%} | "
+            f"{crossed.mean():.2f} | {border.mean():.2f} | {early[0]:.3f}, {early[1]:.3f} | "
+            f"{late[0]:.3f}, {late[1]:.3f} | {late[2]:.2f} |"
+        )
+    note = (
+        "Precision: share of the points called visible that are. Recall: share of the visible points, tracked to "
+        "within 2 px, that are called so. Hidden found: share of the points behind the object that are called lost."
+    )
+    return "\n".join(lines) + "\n\n" + note
+
+
+def visibility(tracker: FlowTracker, scenes: list[KnownMotion], step: int) -> tuple[float, float, float]:
+    """Return precision and recall of visible points, and the share of hidden ones found, after `step` steps."""
+    called, visible, good, inside = [], [], [], []
+    for scene in scenes:
+        tracks = tracker(scene.frames[: step + 1], scene.points_xy, num_steps=step)
+        truth = scene.truth
+        x, y = truth.points_xy[0, step].unbind(-1)
+        inside.append((x >= 0) & (x <= WIDTH - 1) & (y >= 0) & (y <= HEIGHT - 1))
+        called.append(tracks.is_visible[0, step])
+        visible.append(truth.is_visible[0, step])
+        good.append((tracks.points_xy[0, step] - truth.points_xy[0, step]).norm(dim=-1) < 2)
+    called, visible, good, inside = (torch.cat(values) for values in (called, visible, good, inside))
+    hidden = inside & ~visible
+    return (
+        (called & visible).sum().item() / max(1, called.sum().item()),
+        (called & visible & good).sum().item() / max(1, (visible & good).sum().item()),
+        (~called & hidden).sum().item() / max(1, hidden.sum().item()),
+    )
+
+
+def on_gpu(images: list) -> str:
+    frames = torch.stack([scene.frames for scene in one_step_scenes(images, 4.0)]).cuda()
+    frames = frames[:, :, :, :224, :224].repeat(max(1, 256 // len(frames)), 1, 1, 1, 1).contiguous()
+    tracker = build_tracker("torch")
+    times = []
+    for _ in range(12):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        tracker.flow(frames, [(0, 1)])
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    rate = len(frames) / statistics.median(times[2:])
+    return f"## GPU\n\n{torch.cuda.get_device_name()}: `torch` {rate:,.0f} pairs a second at 224 x 224."
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Track every video of a data set once and store the tracks: `accelerate launch examples/extract_trajectories.py`.
+
+    accelerate launch examples/extract_trajectories.py --train_dir my_videos --output_dir my_tracks
+    accelerate launch examples/pretrain.py --train_dir my_videos --stored_tracks my_tracks
+
+The result is an HF data set of Parquet shards that serves every crop, flip, frame stride and track length. A run that
+was killed goes on where it was: finished shards are kept, whatever the number of processes. On a CPU start as many
+processes as there are cores (`accelerate launch --cpu --num_processes 16 ...`). Without data: the sample clips.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, gather_object
+from tqdm import tqdm
+
+from mme_hf.data import BadVideo, BadVideoLog, TooManyBadVideosError
+from mme_hf.data.extraction import extract_shard, shards_of, start_or_continue
+from mme_hf.data.stored_tracks import TracksTotals, write_shard
+from mme_hf.hub import PushError, create_repository, push_folder
+from mme_hf.motion import MotionParameters, build_tracker
+from mme_hf.training import ExtractionArguments, parse_arguments
+from mme_hf.training.setup import load_training_records, use_all_cores
+
+logger = logging.getLogger("extract_trajectories")
+
+# Processes meet only at the end, and the last one may be hours behind the first.
+LONGEST_WAIT = timedelta(days=30)
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/*.parquet
+tags:
+- video
+- motion
+- mme_hf
+---
+# Motion of {name}
+
+{totals}.
+
+Every row holds the motion of one video from each frame to the next, at the centres of {cell_size_px} px cells of frames
+resized to a short side of {short_side_px} px, in steps of 1/64 px. Made by mme_hf with tracker `{tracker}`,
+`{tracker_options}`.
+
+Pre-train with them: `accelerate launch examples/pretrain.py --stored_tracks FOLDER_OR_THIS_NAME ...`. Videos are
+recognised by the hash of their bytes, so files may be moved and renamed, but not re-encoded. In Python:
+
+```python
+from mme_hf.data import StoredTracks
+from mme_hf.motion import StoredTracker
+
+tracks = StoredTracks("FOLDER_OR_THIS_NAME")
+tracker = StoredTracker(tracks.motion_of("video.mp4"))
+batch = processor("video.mp4", tracker=tracker, return_targets=True, return_tensors="pt")
+```
+"""
+
+
+class Extraction:
+    """One run, or what is left of one. All is built and checked before the first video is opened."""
+
+    def __init__(self, args: ExtractionArguments):
+        self.args = args
+        self.output_dir = Path(args.output_dir)
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise ValueError(f"output_dir ({args.output_dir!r}) is a file. Name a folder.")
+        self.repository = args.hub_dataset_id or self.output_dir.resolve().name
+        self.tracker = build_tracker(args.tracker, **args.tracker_options)
+        self.parameters = MotionParameters.of(self.tracker)
+        self.records = load_training_records(args)
+        self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)])
+        is_main = self.accelerator.is_main_process
+        logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s")
+        if self.accelerator.device.type == "cpu":
+            self._share_cores()
+        settings = {
+            "data": self.records.identity,
+            "num_videos_per_shard": args.num_videos_per_shard,
+            "parameters": self.parameters.to_json(),
+        }
+        start_or_continue(self.output_dir, settings, is_main=is_main)
+        if args.push_to_hub and is_main:
+            create_repository(self.repository, token=args.hub_token, kind="dataset")
+        self.accelerator.wait_for_everyone()
+        self.bad_videos = self._bad_video_log()
+        self.num_done = 0
+
+    def run(self) -> None:
+        """Write the shards of this process that are not there yet."""
+        self.started = time.perf_counter()
+        options = {
+            "tracker": self.tracker,
+            "parameters": self.parameters,
+            "reader": self.args.reader,
+            "device": self.accelerator.device,
+        }
+        num_seen = 0
+        with tqdm(total=self._num_own_videos(), unit="video", disable=not self.accelerator.is_main_process) as bar:
+            for shard in self._shards():
+                if shard.records is None:
+                    bar.update(shard.num_videos)
+                    continue
+                rows = []
+                for row, bad_video in extract_shard(shard, self.records.name, **options):
+                    num_seen += 1
+                    if bad_video is not None:
+                        self.bad_videos.record([bad_video], num_seen=num_seen)
+                    if row is not None:
+                        rows.append(row)
+                    bar.update()
+                write_shard(rows, shard.path)
+                self.num_done += shard.num_videos
+        self.seconds = time.perf_counter() - self.started
+
+    def finish(self) -> None:
+        """Wait for all processes, say what there is now, and push it."""
+        num_done = sum(gather_object([self.num_done]))
+        seconds = max(gather_object([self.seconds]))
+        if not self.accelerator.is_main_process:
+            return
+        totals = TracksTotals.of_folder(self.output_dir)
+        parameters = vars(self.parameters)
+        card = CARD.format(name=self.records.name, totals=totals, **parameters)
+        (self.output_dir / "README.md").write_text(card, encoding="utf-8")
+        logger.info("%s in %s", totals, self.output_dir)
+        logger.info("%d videos in this run, %.2f videos/s", num_done, num_done / max(seconds, 1e-9))
+        for listing in sorted(self.output_dir.glob("bad_videos*.jsonl")):
+            logger.info("bad videos are listed in %s", listing)
+        if self.args.push_to_hub:
+            address = push_folder(self.output_dir, self.repository, token=self.args.hub_token, kind="dataset")
+            logger.info("pushed to %s", address)
+
+    def _shards(self):
+        return shards_of(
+            self.records,
+            self.output_dir,
+            size=self.args.num_videos_per_shard,
+            process_index=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+        )
+
+    def _num_own_videos(self) -> int | None:
+        return None if self.records.num_records is None else sum(shard.num_videos for shard in self._shards())
+
+    def _bad_video_log(self) -> BadVideoLog:
+        # Every process lists and judges its own share: they do not meet before the end.
+        index, is_main = self.accelerator.process_index, self.accelerator.is_main_process
+        num_missing = len(self.records.missing_files) if is_main else 0
+        num_own = self._num_own_videos()
+        log = BadVideoLog(
+            self.output_dir / ("bad_videos.jsonl" if is_main else f"bad_videos_{index}.jsonl"),
+            num_records=None if num_own is None else num_own + num_missing,
+            max_bad_fraction=self.args.max_bad_fraction,
+            on_bad_video=self.args.on_bad_video,
+            is_continued=True,
+        )
+        if num_missing:
+            log.record([BadVideo(*missing) for missing in self.records.missing_files], num_seen=num_missing)
+        return log
+
+    def _share_cores(self) -> None:
+        import cv2
+
+        use_all_cores()
+        cv2.setNumThreads(torch.get_num_threads())
+
+
+def main() -> None:
+    """Run the script; a mistake in the arguments ends it with one line."""
+    try:
+        extraction = Extraction(parse_arguments(ExtractionArguments))
+    except (ValueError, TooManyBadVideosError, PushError) as error:
+        sys.exit(f"extract_trajectories.py: error: {error}")
+    try:
+        extraction.run()
+        extraction.finish()
+    except (ValueError, TooManyBadVideosError, PushError) as error:
+        sys.exit(f"extract_trajectories.py: stopped: {error}")
+    extraction.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""From the videos of a data set to shards of their tracks, each made by one process, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..motion import MotionParameters, Tracker, extract_motion
+from ..motion.stored import FORMAT_VERSION
+from ..video import VideoReadError, open_video
+from .bad_videos import BadVideo
+from .clips import openable, source_name
+from .stored_tracks import SHARD_FOLDER, bad_video_row, motion_row, shard_path
+
+if TYPE_CHECKING:
+    from .records import VideoRecords
+
+SETTINGS_FILE = "extraction.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some videos whose tracks make one file.
+
+    Attributes:
+        path: The file.
+        first_place: Place of the first video in the data set.
+        records: Undecoded records, read when they are needed; None where the file is there already.
+        num_videos: Number of videos; None in a stream that was not read to here.
+    """
+
+    path: Path
+    first_place: int
+    records: Iterator[Mapping[str, Any]] | None
+    num_videos: int
+
+
+def shards_of(
+    records: VideoRecords, folder: str | Path, *, size: int, process_index: int, num_processes: int
+) -> Iterator[Shard]:
+    """Yield the shards of one process. Which videos are in a shard depends on nothing but its number.
+
+    Args:
+        records: The videos.
+        folder: Where the data set is written.
+        size: Videos in a shard.
+        process_index: Which process this is, from 0.
+        num_processes: How many there are; may differ from an earlier run's.
+    """
+    if records.num_records is None:
+        stream = iter(records.dataset)
+        groups = enumerate(iter(lambda: list(islice(stream, size)), []))
+    else:
+        starts = range(0, records.num_records, size)
+        groups = ((number, range(first, min(first + size, records.num_records))) for number, first in enumerate(starts))
+    for number, group in groups:
+        if number % num_processes != process_index:
+            continue
+        path = shard_path(folder, number)
+        is_there = path.is_file()
+        rows = (records.dataset[place] for place in group) if isinstance(group, range) else iter(group)
+        yield Shard(path, number * size, None if is_there else rows, len(group))
+
+
+def extract_tracks(
+    video: Mapping[str, Any],
+    source: str,
+    tracker: Tracker,
+    parameters: MotionParameters,
+    *,
+    reader: str = "auto",
+    device: torch.device | str = "cpu",
+) -> tuple[dict[str, Any] | None, BadVideo | None]:
+    """Return the row of a video, and the cause if it cannot be read.
+
+    Args:
+        video: Undecoded video of a record.
+        source: What messages call it.
+        tracker: Tracks the grid.
+        parameters: Those of `tracker`.
+        reader: Backend of `open_video`.
+        device: Where frames are resized and tracked.
+
+    Returns:
+        The row, which names the cause in place of tracks where there is one; None where there is no file to hash.
+    """
+    try:
+        opened = openable(video)
+        try:
+            with open_video(opened, backend=reader) as frames:
+                motion = extract_motion(frames, tracker, parameters, device=device)
+                return motion_row(opened, source, motion, frames.average_fps), None
+        except VideoReadError as error:
+            cause = str(error.cause)
+            return bad_video_row(opened, source, parameters, cause), BadVideo(source, cause)
+    except OSError as error:  # no such file, a folder, a disk or server that fails
+        return None, BadVideo(source, f"{type(error).__name__}: {error}")
+
+
+def extract_shard(shard: Shard, name: str, **options: Any) -> Iterator[tuple[dict[str, Any] | None, BadVideo | None]]:
+    """Yield what `extract_tracks` returns for each video of a shard.
+
+    Args:
+        shard: One that is not there yet.
+        name: Name of the data set.
+        **options: Passed to `extract_tracks`.
+    """
+    for place, record in enumerate(shard.records, start=shard.first_place):
+        yield extract_tracks(record["video"], source_name(record["video"], name, place), **options)
+
+
+def start_or_continue(folder: str | Path, settings: Mapping[str, Any], *, is_main: bool) -> None:
+    """Note what the data set in `folder` is made of, or insist that an unfinished one is made of the same.
+
+    Args:
+        folder: Where the data set is written.
+        settings: What every shard depends on.
+        is_main: Whether this process writes.
+
+    Raises:
+        ValueError: If the folder holds tracks made with other settings, or shards from elsewhere.
+    """
+    root = Path(folder)
+    path = root / SETTINGS_FILE
+    present = json.loads(json.dumps({**settings, "format_version": FORMAT_VERSION}, default=str))
+    written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if written is None and any(root.glob(f"{SHARD_FOLDER}/*.parquet")):
+        raise ValueError(f"output_dir ({str(root)!r}) holds Parquet files but no {SETTINGS_FILE}. Name another folder.")
+    for name, value in present.items():
+        if written is not None and written.get(name) != value:
+            raise ValueError(
+                f"output_dir ({str(root)!r}) holds tracks made with {name} {written.get(name)!r}; this run has "
+                f"{value!r}. Use the same, or name another --output_dir."
+            )
+    if is_main:
+        root.mkdir(parents=True, exist_ok=True)
+        for unfinished in root.glob(f"{SHARD_FOLDER}/.*.tmp"):  # of a run that was killed while it wrote
+            unfinished.unlink(missing_ok=True)
+        if written is None:
+            whole = path.with_suffix(".tmp")
+            whole.write_text(json.dumps(present, indent=2), encoding="utf-8")
+            os.replace(whole, path)

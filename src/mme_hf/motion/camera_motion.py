@@ -1,0 +1,219 @@
+"""Camera motion: the homography that the background follows from one frame to the next, and motion without it.
+
+What is background, and how its homography is fitted, is decided in `background_fit.py`.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from ..trajectories_mme import Trajectories, grid_points, is_inside
+from .background_fit import BACKENDS, NUM_HYPOTHESES, Backend, Matches, fit_background
+
+MAX_CHUNK_ELEMENTS = 2**23
+NUM_GRID_CELLS = 32
+# Structure-tensor eigenvalue in (grey levels / px) ** 2: absolute, and as a share of the frame's 95th percentile.
+MIN_TEXTURE = 0.5
+MIN_TEXTURE_SHARE = 0.002
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def estimate_camera_motion(
+    from_xy: torch.Tensor,
+    to_xy: torch.Tensor,
+    is_usable: torch.Tensor | None = None,
+    *,
+    frame_size: tuple[int, int] | None = None,
+    backend: Backend = "torch",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the homography that the background follows, for every pair of frames.
+
+    Args:
+        from_xy: Points of the first frame in pixels, shape (..., P, 2).
+        to_xy: The same points in the second frame, shape (..., P, 2).
+        is_usable: Points to rely on, bool, shape (..., P); None for all. Points that are not finite never are.
+        frame_size: (height, width) in pixels, which says where the border is; None for the extent of the points.
+        backend: Where hypotheses come from: "torch", all pairs at once on any device, or "opencv", RANSAC pair by pair
+            on the CPU. Choice and refinement are the same, so both give the same homography where both find one.
+
+    Returns:
+        Homographies in pixels, float32, shape (..., 3, 3), last entry 1, the identity where none is found; and whether
+        one is found, bool, shape (...): not with under 24 usable points, when the usable points near the border do not
+        agree, or when the motion is implausible.
+
+    Raises:
+        ValueError: If shapes disagree or the backend is unknown.
+
+    Source: Wang and Schmid, Action Recognition with Improved Trajectories, section 3.1, with the preference for the
+        border in place of a person detector.
+    """
+    if from_xy.ndim < 2 or from_xy.shape != to_xy.shape or from_xy.shape[-1] != 2:
+        raise ValueError(
+            f"from_xy {tuple(from_xy.shape)} and to_xy {tuple(to_xy.shape)} must both be (..., points, 2)."
+        )
+    lead, num_points = from_xy.shape[:-2], from_xy.shape[-2]
+    if is_usable is not None and (is_usable.shape != from_xy.shape[:-1] or is_usable.dtype != torch.bool):
+        raise ValueError(
+            f"is_usable has shape {tuple(is_usable.shape)} and dtype {is_usable.dtype}; it must be bool of shape "
+            f"{tuple(from_xy.shape[:-1])}."
+        )
+    if backend not in BACKENDS:
+        raise ValueError(f"backend ({backend!r}) is unknown. Choose one of {list(BACKENDS)}.")
+    starts, ends = (points.to(torch.float32).reshape(-1, num_points, 2) for points in (from_xy, to_xy))
+    usable = (starts.isfinite() & ends.isfinite()).all(-1)
+    if is_usable is not None:
+        usable &= is_usable.reshape(usable.shape)
+    starts, ends = (points.masked_fill(~usable[..., None], 0.0) for points in (starts, ends))
+    if not usable.numel():
+        return torch.eye(3, device=usable.device).repeat(*lead, 1, 1), usable.new_zeros(lead)
+    if frame_size is None:
+        x, y = starts.flatten(0, 1).amax(0).tolist()
+        frame_size = (max(int(y) + 1, 1), max(int(x) + 1, 1))
+    step = max(1, MAX_CHUNK_ELEMENTS // (NUM_HYPOTHESES * num_points))
+    chunks = zip(starts.split(step), ends.split(step), usable.split(step), strict=True)
+    homographies, found = zip(
+        *(fit_background(Matches.of(*chunk, frame_size), backend) for chunk in chunks), strict=True
+    )
+    return torch.cat(homographies).reshape(*lead, 3, 3), torch.cat(found).reshape(lead)
+
+
+@torch.no_grad()
+def compensate_camera_motion(
+    flow: torch.Tensor, frames: torch.Tensor | None = None, *, backend: Backend = "torch"
+) -> torch.Tensor:
+    """Return the flow without the motion of the camera: what moves against the background.
+
+    The camera's displacement of every pixel, H(p) - p, is subtracted exactly. Where no camera motion is found the flow
+    comes back unchanged and the number of such pairs is logged as a warning; `estimate_camera_motion` tells which.
+
+    Args:
+        flow: Motion from each frame to the next in pixels, x then y, shape (..., T, 2, H, W).
+        frames: The frames, uint8 RGB, shape (..., T + 1, 3, H, W). With them only textured places are matched, which
+            keeps black bars and plain walls, whose flow is a guess, from passing for a background at rest.
+        backend: See `estimate_camera_motion`.
+
+    Returns:
+        Flow in pixels, float32, shape and device of `flow`.
+
+    Raises:
+        ValueError: If shapes disagree or the backend is unknown.
+    """
+    if flow.ndim < 4 or flow.shape[-3] != 2:
+        raise ValueError(f"flow has shape {tuple(flow.shape)}; it must be (..., frames, 2, height, width).")
+    height, width = frame_size = (flow.shape[-2], flow.shape[-1])
+    lead = flow.shape[:-3]
+    if frames is not None and frames.shape != (*lead[:-1], lead[-1] + 1, 3, *frame_size):
+        expected = (*lead[:-1], lead[-1] + 1, 3, *frame_size)
+        raise ValueError(f"frames have shape {tuple(frames.shape)}; for this flow they must be {expected}.")
+    flow = flow.detach().to(torch.float32)
+    stride = max(1, round(max(frame_size) / NUM_GRID_CELLS))
+    places = (..., slice(stride // 2, None, stride), slice(stride // 2, None, stride))
+    pixels = grid_points(height, width, 1).to(flow.device)
+    from_xy = pixels.view(height, width, 2).movedim(-1, 0)[places].flatten(1).T
+    to_xy = from_xy + flow[places].flatten(-2).transpose(-1, -2)
+    usable = is_inside(to_xy, frame_size)
+    if frames is not None:
+        usable &= is_textured(frames[..., :-1, :, :, :])[places].flatten(-2)
+    homographies, found = estimate_camera_motion(
+        from_xy.expand(to_xy.shape), to_xy, usable, frame_size=frame_size, backend=backend
+    )
+    if not found.all():
+        message = "No camera motion found in %d of %d pairs of frames; their flow is unchanged."
+        logger.warning(message, int((~found).sum()), found.numel())
+    return flow - camera_displacements(homographies, pixels).transpose(-1, -2).reshape(flow.shape)
+
+
+@torch.no_grad()
+def remove_camera_motion(
+    tracks: Trajectories,
+    frames: torch.Tensor | None = None,
+    start_frames: Sequence[int] | None = None,
+    *,
+    backend: Backend = "torch",
+) -> Trajectories:
+    """Return tracks that move only as their points move against the background.
+
+    For each start and step the camera's homography H is estimated from the points seen before and after it, read at
+    their true positions p; the displacement becomes (p' - p) - (H(p) - p), and positions are the sums of these. They
+    are no places in the frames any more, but `is_visible` still tells of the true ones.
+
+    Args:
+        tracks: Tracks of points all over the frame.
+        frames: The frames that were tracked, uint8 RGB, shape (..., T, 3, H, W), to match textured places only.
+        start_frames: Frames that the tracks start at; needed with `frames`.
+        backend: See `estimate_camera_motion`.
+
+    Returns:
+        Trajectories with `camera_motion_found`; where it is False the displacements are those of `tracks`.
+
+    Raises:
+        ValueError: If `frames` come without `start_frames`, or do not fit the tracks.
+    """
+    positions = tracks.points_xy
+    from_xy, to_xy = positions[..., :-1, :, :], positions[..., 1:, :, :]
+    usable = tracks.is_visible[..., :-1, :] & tracks.is_visible[..., 1:, :]
+    if frames is not None:
+        usable = usable & _is_textured_at(from_xy, tracks.frame_size, frames, start_frames)
+    homographies, found = estimate_camera_motion(from_xy, to_xy, usable, frame_size=tracks.frame_size, backend=backend)
+    own = (to_xy - from_xy) - camera_displacements(homographies, from_xy)
+    first = positions[..., :1, :, :]
+    moved = torch.cat([first, first + own.cumsum(dim=-3)], dim=-3)
+    return replace(tracks, points_xy=moved, camera_motion_found=found)
+
+
+def camera_displacements(homographies: torch.Tensor, points_xy: torch.Tensor) -> torch.Tensor:
+    """Return how far homographies move points, H(p) - p, in pixels, shape (..., P, 2).
+
+    Args:
+        homographies: In pixels, shape (..., 3, 3).
+        points_xy: Points in pixels, shape (..., P, 2).
+    """
+    change = homographies - torch.eye(3, device=homographies.device)
+    linear, offset, depth = change[..., :2, :2], change[..., :2, 2], change[..., 2:, :2]
+    more_depth = points_xy @ depth.transpose(-1, -2) + change[..., 2:, 2:]
+    moved = points_xy @ linear.transpose(-1, -2) + offset[..., None, :]
+    return (moved - points_xy * more_depth) / (1 + more_depth)
+
+
+def is_textured(frames: torch.Tensor) -> torch.Tensor:
+    """Return where a frame has structure in both directions, so that its motion is known; bool (..., H, W).
+
+    Args:
+        frames: uint8 RGB, shape (..., 3, H, W).
+
+    Source: Shi and Tomasi, Good Features to Track: the smaller eigenvalue of the structure tensor over 7 x 7 px.
+    """
+    grey = frames.flatten(0, -4).to(torch.float32).mean(1, keepdim=True)
+    padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
+    right = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
+    down = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
+    products = torch.cat([right * right, right * down, down * down], dim=1)
+    xx, xy, yy = F.avg_pool2d(products, 7, stride=1, padding=3, count_include_pad=False).unbind(1)
+    smaller = (xx + yy) / 2 - (((xx - yy) / 2).square() + xy.square()).sqrt()
+    # Every 4th pixel is enough for a percentile, and a sort is what this costs.
+    typical = smaller[:, ::4, ::4].flatten(1).quantile(0.95, dim=1)
+    limit = (MIN_TEXTURE_SHARE * typical).clamp(min=MIN_TEXTURE)
+    return (smaller > limit[:, None, None]).view(*frames.shape[:-3], *frames.shape[-2:])
+
+
+def _is_textured_at(
+    points_xy: torch.Tensor, frame_size: tuple[int, int], frames: torch.Tensor, start_frames: Sequence[int] | None
+) -> torch.Tensor:
+    """Return `is_textured` of `frames` at points (..., S, L, P, 2), step l of start s being in frame s + l."""
+    num_starts, num_steps = points_xy.shape[-4:-2]
+    if start_frames is None or len(start_frames) != num_starts:
+        raise ValueError(f"start_frames ({start_frames}) must name the {num_starts} frames that the tracks start at.")
+    if tuple(frames.shape[-2:]) != tuple(frame_size) or frames.shape[:-4] != points_xy.shape[:-4]:
+        raise ValueError(f"frames have shape {tuple(frames.shape)}; the tracks are of {frame_size} (height x width).")
+    height, width = frame_size
+    wanted = torch.as_tensor(start_frames, device=frames.device)[:, None] + torch.arange(
+        num_steps, device=frames.device
+    )
+    textured = is_textured(frames).flatten(-2)[..., wanted, :]  # (..., S, L, H * W)
+    x, y = points_xy.nan_to_num(0.0).round().long().unbind(-1)
+    return textured.gather(-1, y.clamp(0, height - 1) * width + x.clamp(0, width - 1))

@@ -1,0 +1,262 @@
+"""Is the motion that a run learns from sound? Numbers over a few clips, and words where something is off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from .consistency import ALTERATIONS
+from .measures import HeadOptions, ObservedClip, TargetHealth, measure_motion
+
+# Why displacements may fit better when altered.
+CAUSES = {
+    "x 0.5": "they look 2 times too large. Were tracks of larger frames not resized along?",
+    "x 0.75": "they look 1.33 times too large. Were crop and resize applied to the tracks?",
+    "x 0.88": "they look 1.14 times too large. Were crop and resize applied to the tracks?",
+    "x 1.14": "they look 1.14 times too small. Were crop and resize applied to the tracks?",
+    "x 1.33": "they look 1.33 times too small. Were crop and resize applied to the tracks?",
+    "x 2": "they look 2 times too small. Were crop and resize applied to the tracks?",
+    "at 0": "they have nothing to do with the frames.",
+    "mirrored": "frames and tracks are not flipped alike.",
+    "with x and y exchanged": "the order of the components is (y, x) somewhere.",
+}
+# Limits: (on 14 real clips of 4 to 17 s, 6 by 6 and one by one, with default options) < limit < (with the fault).
+MAX_LEAVING_SHARE = 0.3
+MIN_VALID_SHARE = 0.3
+MIN_MOVING_SHARE = 0.05
+MAX_MISSED_SHARE = 0.5
+MIN_SUBPIXEL_SHARE = 0.05
+MIN_ALTERATION_GAIN = 0.05
+MAX_CLIPPED_SHARE = 0.05
+MAX_REPEATED_SHARE = 0.4
+MAX_UNREACHABLE_SHARE = 1e-3
+MIN_AGREEMENT = 0.3
+MAX_REST_RATIO = 0.5
+MAX_REPEAT_DIFFERENCE = 1e-3
+MIN_VARIANCE = 1e-8
+MIN_COUNTED_SHARE = 0.2
+MAX_LOSS_SHARE = 0.95
+MIN_CLIPS = 4
+
+
+@dataclass(frozen=True)
+class MotionHealth:
+    """Numbers over a few clips, and warnings in words. NaN where there was nothing to measure; shares are in [0, 1].
+
+    Attributes:
+        num_clips: Clips measured.
+        valid_share: Points seen at every position of their track.
+        static_share: Valid points that move less than 0.05 px a step.
+        clipped_share: Components of displacements beyond `max_displacement_px`.
+        subpixel_share: Components other than zero that are no whole number of pixels.
+        leaving_share: Points outside the frame after their first step.
+        step_px: Component-wise median of the first step, (x, y).
+        median_speed_px: Median length of a step.
+        fast_speed_px: 99th percentile of the length of a step.
+        repeated_share: Tracked pairs of frames that are identical.
+        moving_share: Textured patches that move, by the frames alone.
+        missed_share: Those among them whose track stays where it is.
+        best_alteration: What would have to be done to displacements to fit the frames best, see `ALTERATIONS`.
+        alteration_gain: By how much that lowers the residual, as a share.
+        camera_found_share: Pairs of frames in which a camera motion was found.
+        camera_explained_share: Squared displacement that it explains.
+        tracker_ms_per_clip: Median over the clips.
+        targets: By name.
+        warnings: What is off, in words; empty where nothing is.
+    """
+
+    num_clips: int
+    valid_share: float
+    static_share: float
+    clipped_share: float
+    subpixel_share: float
+    leaving_share: float
+    step_px: tuple[float, float]
+    median_speed_px: float
+    fast_speed_px: float
+    repeated_share: float
+    moving_share: float
+    missed_share: float
+    best_alteration: str
+    alteration_gain: float
+    camera_found_share: float
+    camera_explained_share: float
+    tracker_ms_per_clip: float
+    targets: Mapping[str, TargetHealth]
+    warnings: Sequence[str] = ()
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return what a reader wants to see, as (name, words)."""
+        rows = [
+            (
+                "points",
+                f"{_percent(self.valid_share)} valid, {_percent(self.static_share)} static, "
+                f"{_percent(self.clipped_share)} clipped, {_percent(self.subpixel_share)} of steps sub-pixel",
+            ),
+            (
+                "speed",
+                f"median {self.median_speed_px:.2f}, 99th percentile {self.fast_speed_px:.1f} px a frame; "
+                f"{_percent(self.repeated_share)} of the frames repeat the one before",
+            ),
+            (
+                "frames",
+                f"{_percent(self.moving_share)} of textured patches move, {_percent(self.missed_share)} of these "
+                f"have a track at rest; displacements fit best {self.best_alteration}",
+            ),
+            (
+                "camera",
+                f"motion found in {_percent(self.camera_found_share)} of the pairs, explains "
+                f"{_percent(self.camera_explained_share)} of squared displacement",
+            ),
+            ("tracker", f"{self.tracker_ms_per_clip:.0f} ms a clip"),
+        ]
+        if math.isnan(self.valid_share):
+            rows = [("points", "no target reads tracks: none were made")]
+        for name, target in self.targets.items():
+            text = (
+                f"variance {target.variance:.3g}; the mean predictor's loss is {target.mean_loss:.3g}, "
+                f"{_percent(target.loss_share)} of the total; largest {target.largest:.2g}"
+            )
+            if target.activation != "linear":
+                text += f", {_percent(target.unreachable_share)} beyond {target.activation}"
+            rows.append((name, text))
+        return rows
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        width = max(len(name) for name, _ in rows)
+        lines = [f"motion health of {self.num_clips} clips:", *(f"  {name:<{width}}  {text}" for name, text in rows)]
+        return "\n".join([*lines, *(f"  WARNING: {text}" for text in self.warnings)])
+
+    def to_markdown(self) -> str:
+        """Return the numbers as a table whose source is aligned too, and the warnings as a list below it."""
+        rows = [("measure", f"over {self.num_clips} clips"), *self.rows()]
+        widths = [max(len(row[column]) for row in rows) for column in range(2)]
+        lines = [f"| {name:<{widths[0]}} | {text:<{widths[1]}} |" for name, text in rows]
+        lines.insert(1, f"|{'-' * (widths[0] + 2)}|{'-' * (widths[1] + 2)}|")
+        warnings = [f"* **Warning**: {text}" for text in self.warnings] or ["No warnings."]
+        return "\n".join([*lines, "", *warnings])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as values for JSON, NaN as None."""
+        return _without_nan(asdict(self))
+
+
+def motion_health(
+    clips: Sequence[ObservedClip], heads: Mapping[str, HeadOptions], max_displacement_px: float = math.inf
+) -> MotionHealth:
+    """Return the numbers of a few clips, and a warning for everything that is off.
+
+    Args:
+        clips: As `mme_hf.motion.report.observe_clips` returns them; six of different videos are enough.
+        heads: Activation and weight of each target.
+        max_displacement_px: Limit of a displacement in the labels.
+
+    Raises:
+        ValueError: If there is no clip.
+    """
+    health = MotionHealth(**measure_motion(clips, heads, max_displacement_px))
+    return replace(health, warnings=[*track_warnings(health), *target_warnings(health)])
+
+
+def track_warnings(health: MotionHealth) -> list[str]:
+    """Return what is wrong with the tracks, in words."""
+    warnings = []
+    share = {name: _percent(value) for name, value in vars(health).items() if name.endswith("_share")}
+    if health.leaving_share > MAX_LEAVING_SHARE:
+        x, y = health.step_px
+        warnings.append(
+            f"{share['leaving_share']} of the points leave the frame in their first step, the typical one being "
+            f"({x:.0f}, {y:.0f}) px: is raw flow (0..255, 128 for rest) read as pixels?"
+        )
+    elif health.valid_share < MIN_VALID_SHARE:
+        warnings.append(
+            f"only {share['valid_share']} of the points are seen at every position of their track: many cuts, motion "
+            "that the tracker cannot follow, or clips shorter than the window."
+        )
+    if health.subpixel_share < MIN_SUBPIXEL_SHARE:
+        # Cut to whole pixels, slow points rest and the others are too slow: no warnings of their own.
+        warnings.append(
+            "displacements are whole numbers of pixels: motion below 1 px a frame is lost. Is flow cut to integers, "
+            "or stored as such?"
+        )
+    else:
+        warnings += _misfit_warnings(health)
+    if health.clipped_share > MAX_CLIPPED_SHARE:
+        warnings.append(
+            f"{share['clipped_share']} of the displacements are beyond max_displacement_px and cut: raise it."
+        )
+    if health.repeated_share > MAX_REPEATED_SHARE:
+        warnings.append(
+            f"{share['repeated_share']} of the frames repeat the one before: their labels say that nothing moves. Was "
+            "the frame rate raised by copying frames?"
+        )
+    return warnings
+
+
+def _misfit_warnings(health: MotionHealth) -> list[str]:
+    warnings = []
+    if health.moving_share > MIN_MOVING_SHARE and health.missed_share > MAX_MISSED_SHARE:
+        static = _percent(health.static_share)
+        extent = "every track is static" if health.static_share > 0.99 else f"{static} of the tracks are static"
+        warnings.append(
+            f"{extent} but the frames change: {_percent(health.moving_share)} of the textured patches move, and "
+            f"{_percent(health.missed_share)} of these have a track at rest. Are tracks missing and replaced by zeros?"
+        )
+    if health.best_alteration != next(iter(ALTERATIONS)) and health.alteration_gain > MIN_ALTERATION_GAIN:
+        warnings.append(
+            f"displacements would fit the frames better {health.best_alteration} "
+            f"(residual {_percent(health.alteration_gain)} lower): {CAUSES[health.best_alteration]}"
+        )
+    return warnings
+
+
+def target_warnings(health: MotionHealth) -> list[str]:
+    """Return what is wrong with the labels, in words."""
+    warnings = []
+    for name, target in health.targets.items():
+        if target.unreachable_share > MAX_UNREACHABLE_SHARE:
+            warnings.append(
+                f"{name}: {_percent(target.unreachable_share)} of the labels are beyond what {target.activation} can "
+                f"give (the largest is {target.largest:.2g}). Use activation 'linear', or another scale."
+            )
+        if target.agreement < MIN_AGREEMENT:
+            warnings.append(
+                f"{name}: labels hardly follow the displacements they stand for (cosine {target.agreement:.2f}; a pure "
+                "translation may become 0). Use normalization 'fixed'."
+            )
+        if target.rest_ratio > MAX_REST_RATIO:
+            warnings.append(
+                f"{name}: labels of tokens at rest are {target.rest_ratio:.2f} times as large as those of tokens that "
+                "move: noise is amplified. Use normalization 'fixed'."
+            )
+        if target.repeat_difference > MAX_REPEAT_DIFFERENCE:
+            warnings.append(
+                f"{name}: labels of the same clip differ by {_percent(target.repeat_difference)} when made twice: "
+                "something in the target is drawn at random."
+            )
+        if target.variance < MIN_VARIANCE:
+            warnings.append(f"{name}: labels do not vary (variance {target.variance:.1g}): there is nothing to learn.")
+        if target.counted_share < MIN_COUNTED_SHARE:
+            warnings.append(f"{name}: only {_percent(target.counted_share)} of the masked tokens count.")
+        others = [other for other in health.targets.values() if other is not target and other.variance >= MIN_VARIANCE]
+        if target.loss_share > MAX_LOSS_SHARE and others and health.num_clips >= MIN_CLIPS:
+            warnings.append(
+                f"{name} makes {_percent(target.loss_share)} of the loss of a predictor of the mean: the other targets "
+                "hardly count. Change the weights."
+            )
+    return warnings
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.{1 if share < 0.1 else 0}f} %"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

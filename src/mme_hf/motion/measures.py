@@ -1,0 +1,272 @@
+"""Numbers that tell whether the motion a run learns from is sound, measured over a few clips."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+
+from ..trajectories_mme import Trajectories, is_inside
+from .camera_motion import camera_displacements, estimate_camera_motion
+from .consistency import ALTERATIONS, alteration_residuals, moving_patches
+
+# Displacement per step below which a track counts as static: a third of what DIS errs by on a still camera's noise.
+STATIC_STEP_PX = 0.05
+MOVING_STEP_PX = 0.5
+# Fewer say nothing.
+MIN_POINTS = 50
+MIN_TOKENS = 20
+# Share -> what it is a share of; both are counts of `measure_motion`.
+_SHARES = {
+    "valid": "points",
+    "static": "judged_points",
+    "clipped": "components",
+    "subpixel": "moved_components",
+    "leaving": "points",
+    "repeated": "pairs",
+    "moving": "known",
+    "missed": "moving",
+    "camera_found": "camera_pairs",
+    "camera_explained": "squared",
+}
+
+
+class HeadOptions(Protocol):
+    """What is asked of a target besides its labels."""
+
+    activation: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class ObservedClip:
+    """One clip on its way to the model.
+
+    Attributes:
+        source: Name of the video.
+        frames: What the tracker was given, uint8 (T, 3, H, W).
+        tracks: What it returned, points_xy (S, L + 1, P, 2); None where no target reads tracks.
+        start_frames: Which of `frames` the tracks start at.
+        tracker_seconds: How long it took.
+        labels: Of each target, float32 (N, size).
+        counts: Of each target, which tokens count, bool (N,).
+        is_masked: Which tokens are hidden, bool (N,).
+        motion_px: Of targets whose labels stand for displacements, these in pixels, laid out as the labels.
+        repeat_differences: Of each target, norm of the difference to labels made a second time over the labels' norm.
+    """
+
+    source: str
+    frames: torch.Tensor = field(repr=False)
+    tracks: Trajectories | None = field(repr=False)
+    start_frames: Sequence[int] = ()
+    tracker_seconds: float = math.nan
+    labels: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    counts: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    is_masked: torch.Tensor | None = field(default=None, repr=False)
+    motion_px: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    repeat_differences: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TargetHealth:
+    """Numbers of one target. NaN where there was nothing to measure.
+
+    Attributes:
+        activation: How its head ends.
+        counted_share: Masked tokens that count.
+        variance: Of the labels over masked tokens that count, mean over values.
+        mean_loss: Loss, not weighted, of predicting each value's mean.
+        loss_share: Share of the weighted total loss that this is.
+        unreachable_share: Labels beyond what the activation can give.
+        largest: Largest absolute label.
+        agreement: Cosine between labels and the displacements they stand for.
+        rest_ratio: Root mean square label of tokens at rest over that of moving tokens.
+        repeat_difference: Largest relative difference between labels made twice of the same clip.
+    """
+
+    activation: str
+    counted_share: float
+    variance: float
+    mean_loss: float
+    loss_share: float
+    unreachable_share: float
+    largest: float
+    agreement: float
+    rest_ratio: float
+    repeat_difference: float
+
+
+def measure_motion(
+    clips: Sequence[ObservedClip], heads: Mapping[str, HeadOptions], max_displacement_px: float = math.inf
+) -> dict[str, Any]:
+    """Return the fields of `MotionHealth` but its warnings.
+
+    Args:
+        clips: At least one; few are enough, of different videos.
+        heads: Activation and weight of each target.
+        max_displacement_px: Limit of a displacement in the labels.
+
+    Raises:
+        ValueError: If there is no clip.
+    """
+    if not clips:
+        raise ValueError("there is no clip to measure: no video of these batches could be read.")
+    totals, residuals = Counter(), Counter()
+    speeds, first_steps = [torch.empty(0)], [torch.empty(0, 2)]
+    for clip in clips:
+        if clip.tracks is None:
+            continue
+        _add_tracks(totals, clip, max_displacement_px, speeds, first_steps)
+        some = _thinned(clip)
+        _add_frames(totals, some)
+        _add_camera(totals, some)
+        sums, count = alteration_residuals(some.tracks, some.frames, some.start_frames)
+        residuals.update(sums)
+        totals["judged"] += count
+    speed, steps = torch.cat(speeds), torch.cat(first_steps)
+    best, gain = _best_alteration(residuals, totals["judged"])
+    seconds = torch.tensor([clip.tracker_seconds for clip in clips]).nanmedian()
+    return {
+        "num_clips": len(clips),
+        **{f"{name}_share": _ratio(totals[name], totals[of]) for name, of in _SHARES.items()},
+        "step_px": tuple(steps.median(0).values.tolist()) if len(steps) else (math.nan, math.nan),
+        "median_speed_px": float(speed.nanmedian()),
+        "fast_speed_px": float(speed.nanquantile(0.99)) if len(speed) else math.nan,
+        "best_alteration": best,
+        "alteration_gain": gain,
+        "tracker_ms_per_clip": 1000 * float(seconds),
+        "targets": measure_targets(clips, heads),
+    }
+
+
+def measure_targets(clips: Sequence[ObservedClip], heads: Mapping[str, HeadOptions]) -> dict[str, TargetHealth]:
+    """Return the numbers of each target over the clips."""
+    masked = {name: torch.cat([clip.labels[name][clip.is_masked] for clip in clips]).double() for name in heads}
+    counts = {name: torch.cat([clip.counts[name][clip.is_masked] for clip in clips]) for name in heads}
+    variances = {name: _variance(masked[name][counts[name]]) for name in heads}
+    losses = {name: variances[name] * _ratio(counts[name].sum(), counts[name].numel()) for name in heads}
+    total = sum(head.weight * losses[name] for name, head in heads.items())
+    result = {}
+    for name, head in heads.items():
+        values = masked[name][counts[name]]
+        agreement, rest_ratio = _agreement(clips, name)
+        repeats = [clip.repeat_differences[name] for clip in clips if name in clip.repeat_differences]
+        limits = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}.get(head.activation, (-math.inf, math.inf))
+        beyond = (values <= limits[0]) & (values < 0) | (values >= limits[1])
+        result[name] = TargetHealth(
+            activation=head.activation,
+            counted_share=_ratio(counts[name].sum(), counts[name].numel()),
+            variance=variances[name],
+            mean_loss=losses[name],
+            loss_share=_ratio(head.weight * losses[name], total),
+            unreachable_share=_ratio(beyond.sum(), beyond.numel()),
+            largest=float(values.abs().max()) if values.numel() else math.nan,
+            agreement=agreement,
+            rest_ratio=rest_ratio,
+            repeat_difference=max(repeats) if repeats else math.nan,
+        )
+    return result
+
+
+def _add_tracks(
+    totals: Counter,
+    clip: ObservedClip,
+    max_displacement_px: float,
+    speeds: list[torch.Tensor],
+    first_steps: list[torch.Tensor],
+) -> None:
+    tracks = clip.tracks
+    is_new = torch.tensor(  # (S, L): the frame stepped into differs from the one before
+        [
+            [not torch.equal(*clip.frames[frame : frame + 2]) for frame in range(start, start + tracks.num_steps)]
+            for start in clip.start_frames
+        ]
+    )
+    seen, valid = tracks.is_visible[:, :-1] & is_new[..., None], tracks.is_visible.all(1)
+    steps = tracks.displacements  # (S, L, P, 2)
+    way = (tracks.points_xy[:, -1] - tracks.points_xy[:, 0]).norm(dim=-1)
+    valid_in_new = valid & is_new.any(1, keepdim=True)
+    begun = tracks.is_visible[:, 0]
+    components = steps[seen & tracks.is_visible[:, 1:]]
+    moved = components[components.abs() > 1e-3]
+    totals["points"] += int(begun.sum())
+    totals["valid"] += int(valid.sum())
+    totals["pairs"] += is_new.numel()
+    totals["repeated"] += int((~is_new).sum())
+    totals["judged_points"] += int(valid_in_new.sum())
+    totals["static"] += int((way[valid_in_new] < STATIC_STEP_PX * tracks.num_steps).sum())
+    totals["components"] += components.numel()
+    totals["clipped"] += int((components.abs() > max_displacement_px).sum())
+    totals["moved_components"] += moved.numel()
+    totals["subpixel"] += int(((moved - moved.round()).abs() > 1e-3).sum())
+    totals["leaving"] += int((begun & ~is_inside(tracks.points_xy[:, 1], tracks.frame_size)).sum())
+    speeds.append(components.norm(dim=-1)[::7])  # every 7th: a quantile needs no more
+    first_steps.append(steps[:, 0][begun & is_new[:, :1]])
+
+
+def _thinned(clip: ObservedClip) -> ObservedClip:
+    """Return the clip with every other start: what is asked of the pixels takes as long as the tracking."""
+    tracks = clip.tracks
+    half = Trajectories(tracks.points_xy[::2], tracks.is_visible[::2], tracks.frame_size)
+    return replace(clip, tracks=half, start_frames=clip.start_frames[::2])
+
+
+def _add_frames(totals: Counter, clip: ObservedClip) -> None:
+    moving, known = moving_patches(clip.tracks, clip.frames, clip.start_frames)
+    rests = clip.tracks.displacements[:, 0].norm(dim=-1) < STATIC_STEP_PX
+    totals["known"] += int(known.sum())
+    totals["moving"] += int(moving.sum())
+    totals["missed"] += int((moving & rests).sum())
+
+
+def _add_camera(totals: Counter, clip: ObservedClip) -> None:
+    before, after = clip.tracks.points_xy[:, 0], clip.tracks.points_xy[:, 1]  # (S, P, 2)
+    # One slipped track of 80 px outweighs a thousand others: only those that hold to their end.
+    usable = clip.tracks.is_visible.all(1)
+    homographies, found = estimate_camera_motion(before, after, usable, frame_size=clip.tracks.frame_size)
+    camera = camera_displacements(homographies, before) * found[:, None, None]
+    squared = ((after - before).square().sum(-1) * usable).sum()
+    rest = ((after - before - camera).square().sum(-1) * usable).sum()
+    totals["camera_pairs"] += found.numel()
+    totals["camera_found"] += int(found.sum())
+    totals["squared"] += float(squared)
+    totals["camera_explained"] += float(squared - rest)
+
+
+def _best_alteration(residuals: Mapping[str, float], num_points: int) -> tuple[str, float]:
+    """Return the name of what fits best, and the share by which it lowers the residual."""
+    unaltered = next(iter(ALTERATIONS))
+    if num_points < MIN_POINTS:
+        return unaltered, math.nan
+    best = min(ALTERATIONS, key=lambda name: residuals[name])
+    return best, 1 - _ratio(residuals[best], residuals[unaltered])
+
+
+def _agreement(clips: Sequence[ObservedClip], name: str) -> tuple[float, float]:
+    """Return the cosine between labels and displacements, and root mean square labels at rest over those that move."""
+    pairs = [
+        (clip.labels[name][clip.counts[name]].double(), clip.motion_px[name][clip.counts[name]].double())
+        for clip in clips
+        if name in clip.motion_px
+    ]
+    if not pairs:
+        return math.nan, math.nan
+    labels, motion = (torch.cat(values) for values in zip(*pairs, strict=True))
+    cosine = _ratio((labels * motion).sum(), labels.norm() * motion.norm())
+    speed = motion.square().mean(-1).sqrt()
+    rests, moves = speed < STATIC_STEP_PX, speed > MOVING_STEP_PX
+    if min(int(rests.sum()), int(moves.sum())) < MIN_TOKENS:
+        return cosine, math.nan
+    return cosine, math.sqrt(_ratio(labels[rests].square().mean(), labels[moves].square().mean()))
+
+
+def _variance(values: torch.Tensor) -> float:
+    return float(values.var(0, unbiased=False).mean()) if values.numel() else math.nan
+
+
+def _ratio(part: Any, whole: Any) -> float:
+    return float(part) / float(whole) if whole else math.nan

@@ -1,0 +1,87 @@
+"""torchvision's RAFT (Teed and Deng, 2020): a trained flow, for comparison and where a GPU has time to spare."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+
+# RAFT's correlation pyramid has four levels of 1/8 of the frame; torchvision refuses smaller frames.
+MIN_FRAME_SIZE_PX = 128
+# Frame pairs in one call: the all-pairs correlation of a 224 px pair takes 10 MB and more.
+PAIRS_PER_CALL = 16
+
+
+@dataclass(frozen=True)
+class RAFTFlow:
+    """Dense flow by a network, on the device of the frames.
+
+    Attributes:
+        size: "small" or "large".
+        weights: A file with torchvision's state dict; None for torchvision's own, from its cache or downloaded into it.
+        num_updates: Recurrent updates.
+    """
+
+    name: ClassVar[str] = "raft"
+    size: Literal["small", "large"] = "small"
+    weights: str | None = None
+    num_updates: int = 12
+
+    def __post_init__(self):
+        if self.size not in ("small", "large"):
+            raise ValueError(f"tracker 'raft': size ({self.size!r}) must be 'small' or 'large'.")
+        if self.num_updates < 1:
+            raise ValueError(f"tracker 'raft': num_updates ({self.num_updates}) must be at least 1.")
+        if self.weights is not None and not Path(self.weights).is_file():
+            raise ValueError(f"tracker 'raft': weights ({self.weights!r}) is no file.")
+
+    @torch.no_grad()
+    def __call__(self, frames: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Return flow in pixels for every pair of frames, see `OpticalFlow`.
+
+        Frames are enlarged to 128 px where they are smaller, and padded to multiples of 8 by repeating their border.
+
+        Raises:
+            RuntimeError: If torchvision's weights are neither in its cache nor can be downloaded.
+        """
+        model = _model(self.size, self.weights, str(frames.device))
+        height, width = frames.shape[-2:]
+        scale = max(1.0, MIN_FRAME_SIZE_PX / min(height, width))
+        size = (round(height * scale), round(width * scale))
+        right, below = -size[1] % 8, -size[0] % 8
+        first, second = (frames[..., list(index), :, :, :].flatten(0, -4) for index in zip(*pairs, strict=True))
+        flows = []
+        for images in zip(first.split(PAIRS_PER_CALL), second.split(PAIRS_PER_CALL), strict=True):
+            planes = [image.float() / 127.5 - 1 for image in images]
+            if scale > 1:
+                planes = [F.interpolate(plane, size, mode="bilinear", align_corners=False) for plane in planes]
+            planes = [F.pad(plane, (0, right, 0, below), mode="replicate") for plane in planes]
+            flow = model(*planes, num_flow_updates=self.num_updates)[-1][..., : size[0], : size[1]]
+            if scale > 1:
+                flow = F.interpolate(flow, (height, width), mode="bilinear", align_corners=False)
+                flow = flow * flow.new_tensor([width / size[1], height / size[0]])[:, None, None]
+            flows.append(flow)
+        return torch.cat(flows).unflatten(0, (*frames.shape[:-4], len(pairs)))
+
+
+@lru_cache(maxsize=2)
+def _model(size: str, weights: str | None, device: str) -> torch.nn.Module:
+    from torchvision.models import optical_flow
+
+    build = getattr(optical_flow, f"raft_{size}")
+    if weights is not None:
+        model = build(weights=None)
+        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    else:
+        default = getattr(optical_flow, f"Raft_{size.capitalize()}_Weights").DEFAULT
+        try:
+            model = build(weights=default)
+        except OSError as error:  # urllib's errors, and a cache that cannot be written
+            raise RuntimeError(
+                f"tracker 'raft': torchvision's weights could not be had ({error}). Download {default.url} on a "
+                "machine that can, and give its path: tracker_options={'weights': 'FILE'}."
+            ) from error
+    return model.to(device).eval().requires_grad_(False)

@@ -1,0 +1,259 @@
+"""The health report of a data set's motion: `python -m mme_hf.motion.report --train_dir my_videos`.
+
+It takes a few clips on the way that training takes them, looks at what the tracker returned and what labels came of
+it, prints numbers and warnings, and writes them to `motion_health.json` with a picture of the tracks beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from ..data import ClipSampling, MissingTracksError, VideoRecords, build_clip_loader
+from ..motion_targets_mme import MotionClip, build_targets
+from ..position_target_mme import PositionTarget
+from ..training.arguments import PretrainingArguments, parse_arguments
+from ..training.setup import build_model_and_processor, load_records, open_stored_tracks, train_sampling
+from ..trajectories_mme import Trajectories, build_tracker
+from ..video_processing_mme import MMEVideoProcessor
+from ..visualization import tracks_sheet
+from .camera_motion import remove_camera_motion
+from .health import MotionHealth, motion_health
+from .measures import ObservedClip
+
+if TYPE_CHECKING:
+    from ..data import StoredTracks
+
+logger = logging.getLogger(__name__)
+
+# Clips whose labels are made twice: a target that draws is found out by one.
+NUM_REPEATED = 2
+
+
+class _ObservedTracker:
+    """Passes on what a tracker returns, and keeps it; a second call for the same clip is answered from memory."""
+
+    def __init__(self, tracker: Any):
+        self.tracker = tracker
+        self.name, self.options = getattr(tracker, "name", "observed"), getattr(tracker, "options", {})
+        self.frames: torch.Tensor | None = None
+        self.tracks: Trajectories | None = None
+        self.start_frames: tuple[int, ...] = ()
+        self.seconds = float("nan")
+        if hasattr(tracker, "for_clip"):
+            self.for_clip = self._for_clip
+
+    def __call__(self, frames: torch.Tensor, points_xy: torch.Tensor, *, start_frames=(0,), num_steps: int):
+        if self.tracks is None:
+            started = time.perf_counter()
+            self.tracks = self.tracker(frames, points_xy, start_frames=start_frames, num_steps=num_steps)
+            self.seconds = time.perf_counter() - started
+            self.frames, self.start_frames = frames.cpu(), tuple(start_frames)
+        return self.tracks
+
+    def _for_clip(self, *clip: Any) -> _ObservedTracker:
+        self.tracker = self.tracker.for_clip(*clip)
+        return self
+
+
+class ClipObserver:
+    """A processor that keeps what goes through it, one clip of raw frames a call.
+
+    Args:
+        processor: Makes the samples.
+
+    Attributes:
+        clips: What was observed, one entry per call.
+    """
+
+    def __init__(self, processor: MMEVideoProcessor):
+        self.processor = processor
+        self.clips: list[ObservedClip] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.processor, name)
+
+    def __call__(
+        self, raw_frames: torch.Tensor, *, source: str = "", tracker: Any = None, **options: Any
+    ) -> Mapping[str, torch.Tensor]:
+        """Return what the processor returns for one clip."""
+        tracker = self.processor.tracker if tracker is None else tracker
+        if isinstance(tracker, str):
+            tracker = build_tracker(tracker, **(self.processor.tracker_options or {}))
+        observed = _ObservedTracker(tracker)
+        options = {"return_targets": True, "return_tensors": "pt", **options, "tracker": observed}
+        sample = self.processor(raw_frames, **options)
+        labels = _by_target(self.processor, sample)
+        repeats = {}
+        if len(self.clips) < NUM_REPEATED:
+            again = self.processor(raw_frames, **{**options, "bool_masked_pos": sample["bool_masked_pos"]})
+            repeats = {
+                name: float((labels[name] - second).norm() / labels[name].norm().clamp(min=1e-12))
+                for name, second in _by_target(self.processor, again).items()
+            }
+        self.clips.append(
+            ObservedClip(
+                source,
+                raw_frames if observed.frames is None else observed.frames,
+                observed.tracks,
+                observed.start_frames,
+                observed.seconds,
+                labels,
+                counts=dict(zip(labels, sample["target_mask"][0].unbind(-1), strict=True)),
+                is_masked=sample["bool_masked_pos"][0],
+                motion_px=_motion_in_px(self.processor, sample["pixel_values"][0], observed),
+                repeat_differences=repeats,
+            )
+        )
+        return sample
+
+
+def observe_clips(
+    records: VideoRecords,
+    processor: MMEVideoProcessor,
+    *,
+    num_clips: int = 6,
+    sampling: ClipSampling | None = None,
+    stored_tracks: StoredTracks | None = None,
+    seed: int = 0,
+) -> list[ObservedClip]:
+    """Return the first clips of the first epoch, observed on their way; videos that cannot be read are passed over.
+
+    Args:
+        records: The videos.
+        processor: Makes the samples.
+        num_clips: How many clips to take, at most.
+        sampling: How clips are cut.
+        stored_tracks: Where tracks are read; None to track on line.
+        seed: Seed of order, crops and masks.
+    """
+    observer = ClipObserver(processor)
+    is_stream = records.num_records is None
+    loader = build_clip_loader(
+        # Shuffling a stream would first fill a buffer.
+        records.limited(num_clips) if is_stream else records,
+        observer,
+        batch_size=(sampling or ClipSampling()).samples_per_video,
+        sampling=sampling,
+        stored_tracks=stored_tracks,
+        shuffle=not is_stream,
+        seed=seed,
+        num_epochs=1,
+    )
+    observer.clips.clear()  # the collator asks for the shapes of a grey clip
+    sources: list[str] = []
+    # Targets and trackers of others may draw from torch's own generator; the run must not notice.
+    with torch.random.fork_rng():
+        for batch in islice(loader, 2 * num_clips):
+            sources += batch["sources"]
+            if len(sources) >= num_clips:
+                break
+    named = [replace(clip, source=source) for clip, source in zip(observer.clips, sources, strict=True)]
+    return named[:num_clips]
+
+
+def report_motion(
+    records: VideoRecords,
+    processor: MMEVideoProcessor,
+    output_dir: str | Path,
+    **observation: Any,
+) -> MotionHealth | None:
+    """Log the health of a data set's motion and write it to `motion_health.json`, with `motion_tracks.png` beside it.
+
+    Args:
+        records: The videos.
+        processor: Makes the samples.
+        output_dir: Folder to write to.
+        **observation: Options of `observe_clips`.
+
+    Returns:
+        The health, or None, saying so, where no clip could be read.
+    """
+    clips = observe_clips(records, processor, **observation)
+    if not clips:
+        logger.warning("motion health not measured: none of the first videos could be read.")
+        return None
+    health = health_of(clips, processor)
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "motion_health.json").write_text(json.dumps(health.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if any(clip.tracks is not None for clip in clips):
+        tracks_sheet(clips, title=f"tracks in {records.name}").save(folder / "motion_tracks.png", optimize=True)
+    logger.log(logging.WARNING if health.warnings else logging.INFO, "%s", health)
+    return health
+
+
+def health_of(clips: Sequence[ObservedClip], processor: MMEVideoProcessor) -> MotionHealth:
+    """Return the health of observed clips, measured against the targets of the processor that made them."""
+    targets = build_targets(processor.motion_targets, cell_size_px=processor.cell_size_px)
+    limit = getattr(targets.get("position"), "max_displacement_px", math.inf)
+    return motion_health(clips, targets, limit)
+
+
+def _by_target(processor: MMEVideoProcessor, sample: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    sizes = {name: target["size"] for name, target in processor.motion_target_config().items()}
+    return dict(zip(sizes, sample["labels"][0].split(list(sizes.values()), dim=-1), strict=True))
+
+
+def _motion_in_px(
+    processor: MMEVideoProcessor, pixel_values: torch.Tensor, observed: _ObservedTracker
+) -> dict[str, torch.Tensor]:
+    """Return, for targets whose labels are displacements, these in pixels and in the layout of the labels."""
+    if observed.tracks is None:
+        return {}
+    tracks = observed.tracks
+    if getattr(processor, "camera_motion", None) not in (None, False, "keep"):
+        tracks = remove_camera_motion(tracks, observed.frames, observed.start_frames)
+    clip = MotionClip(pixel_values, processor.patch_size, processor.tubelet_size)
+    targets = build_targets(processor.motion_targets, cell_size_px=processor.cell_size_px)
+    return {
+        name: replace(target, normalization="fixed", scale_px=1.0)(clip, tracks)[0]
+        for name, target in targets.items()
+        if isinstance(target, PositionTarget)
+    }
+
+
+@dataclass
+class ReportArguments(PretrainingArguments):
+    """The flags of `examples/pretrain.py`, so that a report is of what a run with them would train on."""
+
+    output_dir: str = field(default="outputs/motion", metadata={"help": "Folder for the report."})
+    num_clips: int = field(default=16, metadata={"help": "Clips to look at."})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; a mistake in the arguments ends it with one line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        args = parse_arguments(ReportArguments, argv)
+        _, processor = build_model_and_processor(args)
+        records, _, held_out_fraction = load_records(args)
+        health = report_motion(
+            records,
+            processor,
+            args.output_dir,
+            num_clips=args.num_clips,
+            sampling=train_sampling(args, held_out_fraction),
+            stored_tracks=open_stored_tracks(args, processor, records),
+            seed=args.seed,
+        )
+    except (ValueError, StrictDataclassError, MissingTracksError) as error:
+        sys.exit(f"mme_hf.motion.report: error: {error}")
+    if health is None:
+        sys.exit(1)
+    logger.info("written to %s: motion_health.json, motion_tracks.png", args.output_dir)
+
+
+if __name__ == "__main__":
+    main()

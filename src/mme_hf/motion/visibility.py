@@ -1,0 +1,63 @@
+"""Is a tracked point still the same point? What is around it must look as it did where its track began."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from ..trajectories_mme import Trajectories, is_inside
+
+# A patch is 4 x 4 samples of the frame at half size: 8 px wide, and half as noisy.
+SAMPLES_PER_SIDE = 4
+SAMPLE_SPACING_PX = 2.0
+# A point is lost when its patch differs from the first one by more than this share of that patch's own contrast. On
+# scenes with known occlusion these find 6 to 9 of 10 hidden points and lose 2 to 5 of 1000 visible ones, whether the
+# frames are clean, noisy, blurred or compressed (benchmarks/bench_motion.py).
+MAX_DIFFERENCE = 0.6
+# Added to the contrast, grey values: noise of a smooth surface is not a difference.
+CONTRAST_FLOOR = 5.0
+# A scene has been cut, or moved beyond what the tracker can follow, when this share of the points is lost.
+MAX_LOST_SHARE = 0.5
+
+
+@torch.no_grad()
+def hide_lost_points(
+    tracks: Trajectories, frames: torch.Tensor, start_frames: Sequence[int], *, max_difference: float = MAX_DIFFERENCE
+) -> Trajectories:
+    """Return the tracks with points marked invisible from where they no longer look as they did at their start.
+
+    Both patches are compared without their means, so that a scene may grow brighter. Points that are hidden by
+    something, or have slipped off what they followed, are lost; after a cut, where more than half of all points
+    differ, all are.
+
+    Args:
+        tracks: Tracks over `frames`, shape of points_xy (..., S, L + 1, P, 2).
+        frames: uint8 RGB, shape (..., T, 3, H, W).
+        start_frames: The frame that each of the S starts is in.
+        max_difference: Mean absolute difference that is allowed, as a share of the first patch's mean absolute
+            deviation (plus 5 grey values).
+    """
+    height, width = tracks.frame_size
+    steps = torch.arange(tracks.num_steps + 1)
+    seen = (torch.as_tensor(list(start_frames))[:, None] + steps).flatten()
+    used, place = seen.unique(return_inverse=True)
+    grey = frames.index_select(-4, used.to(frames.device)).float().mean(-3, keepdim=True)  # (..., U, 1, H, W)
+    grey = F.avg_pool2d(grey.flatten(0, -4), 2).unflatten(0, grey.shape[:-3])
+    grey = grey.index_select(-4, place.to(frames.device)).flatten(0, -4)  # (n, 1, H / 2, W / 2), n = ... S (L + 1)
+
+    offset = (torch.arange(SAMPLES_PER_SIDE, device=frames.device) - (SAMPLES_PER_SIDE - 1) / 2) * SAMPLE_SPACING_PX
+    offsets = torch.stack(torch.meshgrid(offset, offset, indexing="xy"), dim=-1).flatten(0, 1)
+    samples_xy = tracks.points_xy.flatten(0, -3)[:, :, None] + offsets  # (n, P, K, 2)
+    # grid_sample's coordinates span the frame's edges, -0.5 to W - 0.5, as -1 to 1, at any resolution.
+    samples_xy = (samples_xy + 0.5) * (2 / samples_xy.new_tensor([width, height])) - 1
+    patches = F.grid_sample(grey, samples_xy, padding_mode="border", align_corners=False)[:, 0]
+    patches = patches.unflatten(0, tracks.points_xy.shape[:-2])  # (..., S, L + 1, P, K)
+    patches = patches - patches.mean(-1, keepdim=True)
+    first = patches[..., :1, :, :]
+    difference = (patches - first).abs().mean(-1)
+    is_lost = difference > max_difference * (first.abs().mean(-1) + CONTRAST_FLOOR)  # (..., S, L + 1, P)
+
+    inside = is_inside(tracks.points_xy, tracks.frame_size)
+    share = (is_lost & inside).sum(-1, keepdim=True) / inside.sum(-1, keepdim=True).clamp(min=1)
+    is_lost = is_lost | (share > MAX_LOST_SHARE)
+    return tracks.hide(is_lost.long().cummax(-2).values.bool())

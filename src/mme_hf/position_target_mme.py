@@ -1,0 +1,226 @@
+"""Position change: how the points of a token move, over the whole track or over its first step alone."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+
+from .motion_clip_mme import (
+    MotionClip,
+    PointValidity,
+    TargetConfig,
+    TokenRule,
+    cells_per_side,
+    check_choice,
+    check_head,
+    point_grid,
+    tokens_from_cells,
+    tokens_that_count,
+    valid_points,
+)
+from .trajectories_mme import Trajectories
+
+NORMALIZATIONS = ("fixed", "patch_std", "trajectory_length", "robust_clip")
+# Of the displacements of a clip's valid points: high, as most of a clip may stand still, and with a tenth above it, so
+# that a few wild tracks do not decide.
+CLIP_QUANTILE = 0.9
+# Share of scale_px that counts as a step of a point at rest.
+STILL_STEP = 0.1
+
+
+@dataclass(frozen=True)
+class PositionTarget:
+    """Displacements along the tracks of a token's points.
+
+    Index of a value: ((component * L + step) * 2 + point row) * 2 + point column, component 0 being x.
+    Displacements are in pixels per raw frame, limited to +-max_displacement_px and then normalised.
+
+    Attributes:
+        cell_size_px: One point per cell of this side.
+        scale_px: Displacement that becomes 1; None for 1/112 of the frame's shorter side (2 px at 224, 1 px at 112),
+            so that labels do not depend on the resolution and those of moving tokens are of order 1.
+        max_displacement_px: Limit of a displacement before scaling, pixels per raw frame.
+        normalization: "fixed" is the division by scale_px alone. "patch_std" (published) then takes off the mean of
+            the token's points for each component and step and divides by their unbiased standard deviation + 1e-6; it
+            erases translation. "trajectory_length" divides a point's displacements by the sum of their lengths, as
+            Dense Trajectories do: direction without speed. "robust_clip" divides by the 0.9 quantile of the lengths
+            of all displacements of the clip's valid points. Neither of the last two divides by less than
+            still_step_px a step, so that points at rest give 0 and not amplified noise.
+        still_step_px: That floor; None for a tenth of the scale (0.2 px at 224, 0.1 px at 112).
+        token_rule: A token counts when "all" its points are valid, or "any" of them.
+        validity: A point is valid when seen at "every_position" of its track, or at those that flow was read at
+            ("read_positions": the arrival after the last step is not checked).
+        activation: Head activation. "linear" under every normalisation but "trajectory_length", whose values stay
+            within +-1, is the only one that can express the labels (benchmarks/results/compare_targets.md).
+        weight: Default weight in the loss.
+
+    Source: Masked Motion Encoding, section 3, z^p. The published numerics are in `REFERENCE_MOTION`.
+        "trajectory_length": Wang and Schmid, Action Recognition with Improved Trajectories; the floor is ours.
+    """
+
+    name: ClassVar[str] = "position"
+    needs_trajectories: ClassVar[bool] = True
+    cell_size_px: int = 8
+    scale_px: float | None = None
+    max_displacement_px: float = 20.0
+    normalization: Literal["fixed", "patch_std", "trajectory_length", "robust_clip"] = "fixed"
+    still_step_px: float | None = None
+    token_rule: TokenRule = "all"
+    validity: PointValidity = "every_position"
+    activation: str = "linear"
+    weight: float = 1.0
+
+    def __post_init__(self):
+        check_head(self.name, self.activation, self.weight)
+        _check_pixels(self.name, self, ("scale_px", "max_displacement_px", "still_step_px"))
+        check_choice(self.name, "normalization", self.normalization, NORMALIZATIONS)
+        check_choice(self.name, "token_rule", self.token_rule)
+        check_choice(self.name, "validity", self.validity)
+
+    def size(self, config: TargetConfig) -> int:
+        """Return 2 components * steps * points per token.
+
+        Raises:
+            ValueError: With "patch_std" and one point per token, which has no standard deviation.
+        """
+        if self.normalization == "patch_std" and config.patch_size == self.cell_size_px:
+            raise ValueError(
+                f"position: normalization 'patch_std' needs more than one point per token: cell_size_px "
+                f"({self.cell_size_px}) must be below patch_size ({config.patch_size})."
+            )
+        return 2 * config.trajectory_num_steps * cells_per_side(config.patch_size, self.cell_size_px) ** 2
+
+    def __call__(self, clip: MotionClip, trajectories: Trajectories) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return displacements per token, float32 (..., N, size), and which tokens count, bool (..., N).
+
+        Args:
+            clip: Input frames; only their token sizes are used.
+            trajectories: One start per tubelet, one point per cell, row by row.
+
+        Raises:
+            ValueError: If the tracks do not start at every tubelet or lie on another grid.
+        """
+        grid = point_grid(clip, trajectories, self.cell_size_px)
+        side = cells_per_side(clip.patch_size, self.cell_size_px)
+        valid = valid_points(trajectories, self.validity)  # (..., S, P)
+        limit = self.max_displacement_px
+        motion = trajectories.displacements.float().clamp(-limit, limit)  # (..., S, L, P, 2)
+        motion = motion / self._divisor(motion, valid, trajectories.frame_size)
+        cells = motion.movedim(-1, -3).flatten(-3, -2).unflatten(-1, grid)  # (..., S, 2 * L, rows, columns)
+        values = tokens_from_cells(cells, side)
+        if self.normalization == "patch_std":
+            points = values.unflatten(-1, (-1, side * side))
+            centred = points - points.mean(-1, keepdim=True)
+            values = (centred / (points.std(-1, keepdim=True) + 1e-6)).flatten(-2)
+        return values, tokens_that_count(valid, grid, side, self.token_rule)
+
+    def displacements(self, values: torch.Tensor, num_steps: int, frame_size: tuple[int, int]) -> torch.Tensor:
+        """Return the displacements that values of this target stand for: the inverse of the call.
+
+        Args:
+            values: Labels or predictions, shape (..., size).
+            num_steps: Steps of the tracks.
+            frame_size: Height and width of the frames in pixels.
+
+        Returns:
+            Pixels per raw frame, shape (..., num_steps, points of a token, 2).
+
+        Raises:
+            ValueError: With another normalisation than "fixed", which keeps no pixels.
+        """
+        if self.normalization != "fixed":
+            raise ValueError(f"position: normalization {self.normalization!r} cannot be turned back into pixels.")
+        return (values * self.scale_in(frame_size)).unflatten(-1, (2, num_steps, -1)).movedim(-3, -1)
+
+    def scale_in(self, frame_size: tuple[int, int]) -> float:
+        """Return the displacement in pixels that becomes 1 in frames of (height, width)."""
+        return _scale_px(self.scale_px, frame_size)
+
+    def _divisor(self, motion: torch.Tensor, valid: torch.Tensor, frame_size: tuple[int, int]) -> float | torch.Tensor:
+        """Return what displacements (..., S, L, P, 2) are divided by, in pixels, broadcastable to them."""
+        scale = self.scale_in(frame_size)
+        if self.normalization in ("fixed", "patch_std"):
+            return scale
+        floor = self.still_step_px or scale * STILL_STEP
+        lengths = motion.norm(dim=-1)  # (..., S, L, P)
+        if self.normalization == "trajectory_length":
+            return lengths.sum(-2, keepdim=True).clamp(min=floor * lengths.shape[-2])[..., None]
+        typical = _quantile(lengths.flatten(-3), valid[..., None, :].expand(lengths.shape).flatten(-3), CLIP_QUANTILE)
+        return typical.clamp(min=floor)[..., None, None, None, None]
+
+
+@dataclass(frozen=True)
+class FlowTarget:
+    """Optical flow at a token's points: their displacement from the tubelet's first frame to the next raw frame.
+
+    Index of a value: (component * 2 + point row) * 2 + point column, component 0 being x. It is the first step of
+    `position`, on the same scale: what a single flow step can teach, to compare long tracks with.
+
+    Attributes:
+        cell_size_px: One point per cell of this side.
+        scale_px: Displacement that becomes 1; None for 1/112 of the frame's shorter side.
+        max_displacement_px: Limit of a displacement before scaling.
+        token_rule: A token counts when "all" its points are valid, or "any" of them.
+        validity: A point is valid when seen in both frames ("every_position"), or in the first ("read_positions").
+        activation: Head activation.
+        weight: Default weight in the loss.
+
+    Source: The flow target of Masked Motion Encoding's ablation, read at the points instead of at every pixel.
+    """
+
+    name: ClassVar[str] = "flow"
+    needs_trajectories: ClassVar[bool] = True
+    cell_size_px: int = 8
+    scale_px: float | None = None
+    max_displacement_px: float = 20.0
+    token_rule: TokenRule = "all"
+    validity: PointValidity = "every_position"
+    activation: str = "linear"
+    weight: float = 1.0
+
+    def __post_init__(self):
+        check_head(self.name, self.activation, self.weight)
+        _check_pixels(self.name, self, ("scale_px", "max_displacement_px"))
+        check_choice(self.name, "token_rule", self.token_rule)
+        check_choice(self.name, "validity", self.validity)
+
+    def size(self, config: TargetConfig) -> int:
+        """Return 2 components * points per token."""
+        return 2 * cells_per_side(config.patch_size, self.cell_size_px) ** 2
+
+    def __call__(self, clip: MotionClip, trajectories: Trajectories) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return flow per token, float32 (..., N, size), and which tokens count, bool (..., N).
+
+        Raises:
+            ValueError: If the tracks do not start at every tubelet or lie on another grid.
+        """
+        first_step = replace(
+            trajectories,
+            points_xy=trajectories.points_xy[..., :2, :, :],
+            is_visible=trajectories.is_visible[..., :2, :],
+        )
+        grid = point_grid(clip, first_step, self.cell_size_px)
+        side = cells_per_side(clip.patch_size, self.cell_size_px)
+        limit, scale = self.max_displacement_px, _scale_px(self.scale_px, trajectories.frame_size)
+        flow = first_step.displacements.float().clamp(-limit, limit)[..., 0, :, :] / scale  # (..., S, P, 2)
+        values = tokens_from_cells(flow.movedim(-1, -2).unflatten(-1, grid), side)
+        return values, tokens_that_count(valid_points(first_step, self.validity), grid, side, self.token_rule)
+
+
+def _scale_px(scale_px: float | None, frame_size: tuple[int, int]) -> float:
+    return min(frame_size) / 112 if scale_px is None else scale_px
+
+
+def _check_pixels(name: str, target: PositionTarget | FlowTarget, options: tuple[str, ...]) -> None:
+    for option in options:
+        value = getattr(target, option)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}: {option} ({value}) must be above 0.")
+
+
+def _quantile(values: torch.Tensor, counts: torch.Tensor, share: float) -> torch.Tensor:
+    """Return the quantile of those values (..., V) that count, rounded down to one of them; 0 where none counts."""
+    ordered = values.masked_fill(~counts, torch.inf).sort(dim=-1).values
+    number = counts.sum(-1, keepdim=True)
+    place = ((number - 1).clamp(min=0) * share).long()
+    return torch.where(number > 0, ordered.gather(-1, place), 0.0)[..., 0]

@@ -1,0 +1,59 @@
+"""`--motion_targets` and `--teacher`, as options of the processor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..video_options_mme import named_targets
+
+if TYPE_CHECKING:
+    from .arguments import PretrainingArguments
+
+
+def processor_options(args: PretrainingArguments) -> dict[str, Any]:
+    """Return `args.processor_options`, with the motion targets that the flags name.
+
+    Raises:
+        ValueError: If the targets are said twice or cannot be understood, or a teacher is given and nothing to teach.
+    """
+    options = dict(args.processor_options)
+    if args.motion_targets:
+        if "motion_targets" in options:
+            raise ValueError("motion_targets and processor_options both say what is predicted. Give one of them.")
+        options["motion_targets"] = parse_motion_targets(args.motion_targets)
+    if args.teacher:
+        targets = named_targets(options.get("motion_targets") or {})
+        if "features" not in targets:
+            raise ValueError(
+                f"teacher ({args.teacher!r}) has nothing to teach: 'features' is not among the targets. Add it, as in "
+                "--motion_targets shape position features."
+            )
+        options["motion_targets"] = {**targets, "features": {**targets["features"], "teacher": args.teacher}}
+    return options
+
+
+def parse_motion_targets(words: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return target name -> options from `name` and `name:weight` words, or from one word of JSON.
+
+    Raises:
+        ValueError: If a word is neither, a weight is no number, or a target is named twice.
+    """
+    if len(words) == 1 and words[0].lstrip().startswith("{"):
+        try:
+            return json.loads(words[0])
+        except json.JSONDecodeError as error:
+            raise ValueError(f"motion_targets ({words[0]!r}) is not JSON: {error}.") from error
+    targets: dict[str, dict[str, Any]] = {}
+    for word in words:
+        name, _, weight = word.partition(":")
+        if name in targets:
+            raise ValueError(f"motion_targets ({' '.join(words)}) names {name!r} twice. Name each target once.")
+        try:
+            targets[name] = {"weight": float(weight)} if weight else {}
+        except ValueError:
+            raise ValueError(
+                f"motion_targets has {word!r}; it must be a name, or a name and a weight such as 'position:0.5'."
+            ) from None
+    return targets

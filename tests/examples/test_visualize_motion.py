@@ -1,0 +1,54 @@
+"""examples/visualize_motion.py as a user runs it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mme_hf import MMEConfig, MMEForPreTraining, MMEVideoProcessor, open_video
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "visualize_motion.py"
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    processor = MMEVideoProcessor(**size, num_frames=4, frame_stride=2)
+    config = MMEConfig(
+        image_size=32,
+        num_frames=4,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        decoder_hidden_size=16,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=32,
+        motion_targets=processor.motion_target_config(),
+    )
+    MMEForPreTraining(config).save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_it_writes_what_it_prints(video_folder, checkpoint, tmp_path):
+    video = next(video_folder.rglob("*.mp4"))
+    result = run(video, "--checkpoint", checkpoint, "--output_dir", tmp_path / "out", "--start", "0.2")
+    assert result.returncode == 0, result.stderr
+    paths = [Path(line) for line in result.stdout.splitlines()]
+    names = ("tracks.mp4", "tracks.gif", "tracks.png", "health.md", "prediction.png")
+    assert [path.name for path in paths] == [f"{video.stem}_{name}" for name in names]
+    assert sorted(paths) == sorted((tmp_path / "out").iterdir())
+    with open_video(paths[0]) as reader:
+        assert reader.num_frames == 9  # 2 tubelets, followed over the 4 raw frames to the next
+
+
+def test_a_start_that_is_too_late_is_refused_in_one_line(video_folder, tmp_path):
+    result = run(next(video_folder.rglob("*.mp4")), "--num_frames", 4, "--start", 60, "--output_dir", tmp_path / "out")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "Start between 0 and" in result.stderr

@@ -1,0 +1,193 @@
+"""The health report: quiet on real clips, and loud about each known fault, put in through real objects."""
+
+import json
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from conftest import moving_texture, write_video
+
+from mme_hf import MOTION_TARGETS, MMEVideoProcessor
+from mme_hf.data import load_folder_records, load_sample_records
+from mme_hf.motion import DISFlow, FlowTracker, build_tracker
+from mme_hf.motion.health import MotionHealth
+from mme_hf.motion.report import health_of, main, observe_clips, report_motion
+from mme_hf.shape_targets_mme import ShapeTarget
+from mme_hf.trajectories_mme import Trajectories
+
+SIDE = 112
+
+
+def processor_with(**options) -> MMEVideoProcessor:
+    return MMEVideoProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, **options)
+
+
+def health_with(**options) -> MotionHealth:
+    processor = processor_with(**options)
+    return health_of(observe_clips(load_sample_records(), processor, num_clips=4), processor)
+
+
+def only_warning(health: MotionHealth) -> str:
+    (warning,) = health.warnings
+    return warning
+
+
+@pytest.fixture(scope="module")
+def healthy() -> MotionHealth:
+    return health_with()
+
+
+class Still:
+    """A missing trajectory file, as the published code reads it: zeros."""
+
+    name, options = "still", {}
+
+    def __call__(self, frames, points_xy, *, start_frames=(0,), num_steps):
+        positions = points_xy.expand(len(start_frames), num_steps + 1, *points_xy.shape).clone()
+        visible = torch.ones(positions.shape[:-1], dtype=torch.bool)
+        return Trajectories(positions, visible, tuple(frames.shape[-2:]))
+
+
+@dataclass(frozen=True)
+class Altered:
+    """Right tracks whose displacements were multiplied, as when a crop is resized and they are not."""
+
+    factors: tuple[float, float]
+    name = "altered"
+    options = {}
+
+    def __call__(self, frames, points_xy, *, start_frames=(0,), num_steps):
+        tracks = build_tracker("dis")(frames, points_xy, start_frames=start_frames, num_steps=num_steps)
+        first = tracks.points_xy[:, :1]
+        return replace(tracks, points_xy=first + (tracks.points_xy - first) * torch.tensor(self.factors))
+
+
+class StoredAsBytes:
+    """Flow as videos of flow hold it, 128 for rest and 255 for 20 px, read as if it were pixels."""
+
+    name = "bytes"
+
+    def __call__(self, frames, pairs):
+        return (128 + DISFlow()(frames, pairs) * (127 / 20)).clamp(0, 255).round()
+
+
+@dataclass(frozen=True)
+class RandomlyBiasedShape(ShapeTarget):
+    """Histograms with a random bias drawn anew each time, as the published code's."""
+
+    def __call__(self, clip, trajectories):
+        values, counts = super().__call__(clip, trajectories)
+        return values + 0.1 * torch.randn(values.shape[-1]).abs(), counts
+
+
+def test_real_clips_with_default_options_give_no_warning(healthy):
+    assert healthy.num_clips == 4
+    assert healthy.warnings == []
+    # The limits leave room on either side of these.
+    assert healthy.best_alteration == "as they are" and healthy.missed_share < 0.2 and healthy.subpixel_share > 0.9
+    assert healthy.targets["position"].agreement == pytest.approx(1.0)
+    assert healthy.targets["shape"].repeat_difference == 0.0
+
+
+def test_shares_of_the_loss_add_up(healthy):
+    assert sum(target.loss_share for target in healthy.targets.values()) == pytest.approx(1.0)
+
+
+def test_fault_1_whole_pixels_are_named():
+    health = health_with(tracker_options={"flow_precision": "whole_pixel", "interpolation": "nearest"})
+    assert "whole numbers of pixels" in only_warning(health)
+
+
+@pytest.mark.parametrize(
+    "factor, words",
+    [
+        (0.5, "2 times too small"),
+        (0.75, "1.33 times too small"),
+        (8 / 7, "1.14 times too large"),
+        (4 / 3, "1.33 times too large"),
+        (2.0, "2 times too large"),
+    ],
+)
+def test_fault_2_tracks_that_were_not_resized_along_are_named(factor, words):
+    health = health_with(tracker=Altered((factor, factor)))
+    assert any(words in warning for warning in health.warnings), health.warnings
+
+
+def test_tracks_that_were_not_flipped_along_are_named():
+    assert any("not flipped alike" in text for text in health_with(tracker=Altered((-1.0, 1.0))).warnings)
+
+
+def test_fault_3_patch_std_and_tanh_are_named():
+    position = {"normalization": "patch_std", "activation": "tanh"}
+    warnings = " ".join(health_with(motion_targets={"shape": {}, "position": position}).warnings)
+    for words in ("beyond what tanh can give", "hardly follow the displacements", "noise is amplified"):
+        assert words in warnings
+    assert "shape" not in warnings
+
+
+def test_fault_3_histograms_beyond_a_sigmoid_are_named():
+    health = health_with(motion_targets={"shape": {"activation": "sigmoid"}, "position": {}})
+    assert "shape" in only_warning(health) and "beyond what sigmoid can give" in only_warning(health)
+
+
+def test_fault_4_a_random_target_is_named(monkeypatch):
+    monkeypatch.setitem(MOTION_TARGETS, "shape", RandomlyBiasedShape)
+    assert "shape: labels of the same clip differ by" in only_warning(health_with())
+
+
+def test_fault_6_tracks_replaced_by_zeros_are_named():
+    health = health_with(tracker=Still())
+    assert "every track is static but the frames change" in health.warnings[0]
+    assert "position: labels do not vary" in health.warnings[1]
+
+
+def test_raw_bytes_of_flow_read_as_pixels_are_named():
+    health = health_with(tracker=FlowTracker(StoredAsBytes()))
+    assert "(128, 128) px: is raw flow (0..255, 128 for rest) read as pixels?" in health.warnings[0]
+
+
+def test_a_target_that_drowns_the_others_is_named():
+    health = health_with(motion_targets={"shape": {"weight": 1000.0}, "position": {}})
+    assert "shape makes" in only_warning(health) and "Change the weights" in only_warning(health)
+
+
+def test_targets_without_tracks_are_reported_too():
+    health = health_with(motion_targets=["pixels"])
+    assert math.isnan(health.valid_share) and health.warnings == []
+    assert "no target reads tracks" in str(health)
+
+
+def test_the_report_leaves_the_random_state_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    health_with(tracker=Still())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_words_table_and_json_hold_the_same(healthy):
+    faulty = replace(healthy, warnings=["something is off"])
+    assert "WARNING: something is off" in str(faulty) and "* **Warning**: something is off" in faulty.to_markdown()
+    table = healthy.to_markdown().splitlines()
+    assert len({len(line) for line in table if line.startswith("|")}) == 1
+    values = json.loads(json.dumps(healthy.to_dict(), allow_nan=False))
+    assert values["targets"]["shape"]["agreement"] is None
+    assert values["valid_share"] == healthy.valid_share
+    assert 6 <= len(str(healthy).splitlines()) <= 10
+
+
+def test_a_data_set_that_cannot_be_read_is_said(tmp_path, caplog):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    assert report_motion(load_folder_records(tmp_path), processor_with(), tmp_path / "out") is None
+    assert "none of the first videos could be read" in caplog.text
+
+
+def test_the_command_writes_what_it_says(video_folder, tmp_path):
+    main(["--train_dir", str(video_folder), "--output_dir", str(tmp_path), "--image_size", "48", "--num_clips", "3"])
+    assert json.loads((tmp_path / "motion_health.json").read_text())["num_clips"] == 3
+    assert (tmp_path / "motion_tracks.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_refuses_in_one_line(tmp_path):
+    with pytest.raises(SystemExit, match=r"error: train_dir \('.*'\) is not a folder"):
+        main(["--train_dir", str(tmp_path / "none")])

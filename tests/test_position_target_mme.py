@@ -1,0 +1,143 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mme_hf.motion_clip_mme import MotionClip
+from mme_hf.position_target_mme import FlowTarget, PositionTarget
+from mme_hf.trajectories_mme import Trajectories, grid_points
+
+
+def tracks_from(displacements, is_visible=None, size=(16, 32)):
+    """Tracks of the 8 px grid with given displacements (S, L, P, 2)."""
+    start = grid_points(*size).expand(displacements.shape[0], 1, -1, -1)
+    points = torch.cat([start, start + displacements.cumsum(1)], dim=1)
+    visible = torch.ones(points.shape[:-1], dtype=torch.bool) if is_visible is None else is_visible
+    return Trajectories(points, visible, size)
+
+
+def clip_of(num_frames=4, size=(16, 32), tubelet_size=2):
+    return MotionClip(torch.zeros(num_frames, 3, *size), patch_size=16, tubelet_size=tubelet_size)
+
+
+def test_position_layout_is_component_step_row_column():
+    # Each displacement carries its own address: 1000 x component + 100 x step + 10 x row + column, scaled to be small.
+    displacements = torch.zeros(2, 3, 8, 2)
+    for step in range(3):
+        for point in range(8):
+            row, column = divmod(point, 4)
+            for component in range(2):
+                displacements[:, step, point, component] = 1000 * component + 100 * step + 10 * row + column
+    target = PositionTarget(scale_px=1.0, max_displacement_px=1e6)
+    values, is_valid = target(clip_of(), tracks_from(displacements))
+    assert values.shape == (4, 24) and is_valid.all()
+    for token, token_column in enumerate([0, 1, 0, 1]):
+        for component, step, row, column in np.ndindex(2, 3, 2, 2):
+            index = ((component * 3 + step) * 2 + row) * 2 + column
+            expected = 1000 * component + 100 * step + 10 * row + 2 * token_column + column
+            assert values[token, index] == pytest.approx(expected, abs=1e-2)
+
+
+def test_position_is_limited_then_scaled():
+    displacements = torch.tensor([30.0, -3.0]).expand(2, 1, 8, 2)
+    values, _ = PositionTarget(scale_px=4.0, max_displacement_px=20.0)(clip_of(), tracks_from(displacements))
+    assert values[0].tolist() == [5.0] * 4 + [-0.75] * 4
+
+
+def test_default_scale_follows_the_frame_so_that_labels_do_not_depend_on_resolution():
+    small, _ = PositionTarget()(clip_of(), tracks_from(torch.full((2, 1, 8, 2), 0.5)))
+    large, _ = PositionTarget()(clip_of(size=(32, 64)), tracks_from(torch.full((2, 1, 32, 2), 1.0), size=(32, 64)))
+    assert PositionTarget().scale_in((224, 300)) == 2.0
+    torch.testing.assert_close(small.unique(), large.unique())
+    assert small.mean() == pytest.approx(0.5 / (16 / 112))
+
+
+def test_patch_std_by_hand():
+    displacements = torch.zeros(2, 1, 8, 2)
+    displacements[0, 0, [0, 1, 4, 5], 0] = torch.tensor([1.0, 2.0, 3.0, 6.0])  # points of the first token
+    target = PositionTarget(scale_px=20.0, normalization="patch_std")
+    values, _ = target(clip_of(), tracks_from(displacements))
+    # mean 3, deviations -2 -1 0 3, unbiased variance 14 / 3; the 1e-6 is added after the division by 20
+    std = math.sqrt(14 / 3) / 20 + 1e-6
+    torch.testing.assert_close(values[0, :4], torch.tensor([-2.0, -1.0, 0.0, 3.0]) / 20 / std, rtol=1e-4, atol=1e-4)
+    assert values[0, 4:].eq(0).all() and values[1:].eq(0).all()
+
+
+def test_token_counts_only_if_all_its_points_are_seen_at_every_position():
+    visible = torch.ones(2, 3, 8, dtype=torch.bool)
+    visible[0, 2, 0] = False  # first tubelet: the last position of one point of token 0
+    visible[1, 1:, [2, 3, 6, 7]] = False  # second tubelet: all points of token 1 leave
+    tracks = tracks_from(torch.zeros(2, 2, 8, 2), visible)
+    assert PositionTarget()(clip_of(), tracks)[1].tolist() == [False, True, True, False]
+    assert PositionTarget(token_rule="any")(clip_of(), tracks)[1].tolist() == [True, True, True, False]
+    assert PositionTarget(validity="read_positions")(clip_of(), tracks)[1].tolist() == [True, True, True, False]
+
+
+def test_trajectory_length_by_hand():
+    displacements = torch.zeros(2, 2, 8, 2)
+    displacements[0, :, 0] = torch.tensor([[3.0, 4.0], [0.0, -15.0]])  # lengths 5 and 15: divided by 20
+    displacements[0, :, 1] = 0.01  # 0.014 px a step, under the floor of 0.1 px: divided by 2 steps x 0.1
+    target = PositionTarget(normalization="trajectory_length", scale_px=1.0)
+    values, _ = target(clip_of(), tracks_from(displacements))
+    token = values[0].unflatten(-1, (2, 2, 2, 2))  # component, step, row, column
+    assert token[:, :, 0, 0].tolist() == pytest.approx(np.array([[0.15, 0.0], [0.2, -0.75]]))
+    assert token[:, :, 0, 1].flatten().tolist() == pytest.approx([0.05] * 4, rel=1e-3)
+    assert token[:, :, 1].eq(0).all() and values[1:].eq(0).all()
+    assert values.abs().max() <= 1
+
+
+def test_robust_clip_divides_by_the_quantile_of_what_counts_in_that_clip():
+    lengths = torch.arange(1.0, 17.0)  # the 0.9 quantile of 1 .. 16, rounded down to one of them, is 14
+    displacements = torch.zeros(2, 1, 8, 2)
+    displacements[..., 0] = lengths.view(2, 1, 8)
+    target = PositionTarget(normalization="robust_clip", scale_px=1.0)
+    values, _ = target(clip_of(), tracks_from(displacements))
+    assert values.max().item() == pytest.approx(16 / 14)
+
+    visible = torch.ones(2, 2, 8, dtype=torch.bool)
+    visible[1] = False  # the quantile of 1 .. 8 is 7
+    values, _ = target(clip_of(), tracks_from(displacements, visible))
+    assert values.max().item() == pytest.approx(16 / 7)
+    visible[:] = False  # nothing is known of this clip: the floor, a tenth of the scale
+    assert target(clip_of(), tracks_from(displacements, visible))[0].max().item() == pytest.approx(160.0)
+
+
+def test_robust_clip_does_not_amplify_a_still_clip():
+    target = PositionTarget(normalization="robust_clip", scale_px=1.0)
+    values, _ = target(clip_of(), tracks_from(torch.full((2, 1, 8, 2), 0.001)))
+    assert values.abs().max().item() == pytest.approx(0.01, rel=1e-3)
+    assert target(clip_of(), tracks_from(torch.zeros(2, 1, 8, 2)))[0].eq(0).all()
+
+
+def test_the_floor_of_a_still_step_can_be_set():
+    tracks = tracks_from(torch.full((2, 1, 8, 2), 0.5))
+    options = {"normalization": "trajectory_length", "still_step_px": 2.0}
+    assert PositionTarget(**options)(clip_of(), tracks)[0].unique().tolist() == [0.25]
+
+
+@pytest.mark.parametrize("normalization", ["patch_std", "trajectory_length", "robust_clip"])
+def test_only_the_fixed_scale_can_be_turned_back_into_pixels(normalization):
+    with pytest.raises(ValueError, match=f"normalization '{normalization}' cannot be turned back"):
+        PositionTarget(normalization=normalization).displacements(torch.zeros(4, 32), 4, (112, 112))
+
+
+# --- flow
+
+
+def test_flow_is_the_first_step_of_position():
+    displacements = torch.randn(2, 3, 8, 2, generator=torch.Generator().manual_seed(0))
+    flow, counts = FlowTarget()(clip_of(), tracks_from(displacements))
+    position, _ = PositionTarget()(clip_of(), tracks_from(displacements))
+    assert flow.shape == (4, 8) and counts.all()
+    assert torch.equal(flow, position.unflatten(-1, (2, 3, 4))[:, :, 0].flatten(1))
+
+
+def test_flow_counts_while_its_two_frames_are_seen():
+    visible = torch.ones(2, 4, 8, dtype=torch.bool)
+    visible[0, 2:, 0] = False  # lost after the flow was read
+    visible[1, 1:, 0] = False
+    tracks = tracks_from(torch.zeros(2, 3, 8, 2), visible)
+    assert FlowTarget()(clip_of(), tracks)[1].tolist() == [True, True, False, True]
+    assert FlowTarget(validity="read_positions")(clip_of(), tracks)[1].all()
+    assert FlowTarget(token_rule="any")(clip_of(), tracks)[1].all()
