@@ -33,8 +33,6 @@ def small_config(**overrides) -> MMEConfig:
         "decoder_intermediate_size": 12,
         "motion_head_hidden_size": 10,
         "motion_targets": TARGETS,
-        # Large weights, so that a wrong path changes the output by more than rounding does.
-        "initializer_range": 0.3,
     }
     return MMEConfig(**{**fields, **overrides})
 
@@ -261,7 +259,10 @@ def test_labels_that_do_not_count_may_be_nan():
 def test_activations_bound_the_predictions():
     batch = small_batch()
     targets = {"a": {**TARGETS["shape"]}, "b": {**TARGETS["position"], "activation": "tanh"}}
-    model = small_model(motion_targets=targets, initializer_range=3.0)
+    model = small_model(motion_targets=targets)
+    with torch.no_grad():
+        for head in model.decoder.heads.values():
+            head.fc2.weight.mul_(10)  # far beyond what either activation passes on
     predictions = model.split_targets(model(batch["pixel_values"], masked_indices=batch["masked_indices"]).logits)
     assert list(predictions) == ["a", "b"]
     assert predictions["a"].shape == (2, NUM_MASKED, 3) and predictions["a"].aminmax().min >= 0
@@ -430,9 +431,10 @@ def test_auto_classes_open_a_saved_model(tmp_path):
 
 
 def test_weights_start_as_configured():
-    model = small_model(hidden_size=64, initializer_range=0.02)
-    weight = model.mme.layers[0].mlp.fc1.weight
-    assert weight.std().item() == pytest.approx(0.02, rel=0.1)
+    model = small_model(hidden_size=64, intermediate_size=192, decoder_hidden_size=64, initializer_range=0.02)
+    # Xavier-uniform: within, and nearly at, +-sqrt(6 / (inputs + outputs)).
+    assert model.mme.layers[0].mlp.fc1.weight.abs().max().item() == pytest.approx((6 / (64 + 192)) ** 0.5, rel=0.01)
+    assert model.decoder.mask_token.std().item() == pytest.approx(0.02, rel=0.3)
     assert not model.mme.layers[0].mlp.fc1.bias.any()
     assert torch.equal(model.mme.layernorm.weight, torch.ones(64))
     assert 0 < model.decoder.mask_token.abs().max() < 0.2

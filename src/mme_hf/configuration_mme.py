@@ -65,7 +65,7 @@ class MMEConfig(PreTrainedConfig):
         hidden_dropout_prob: Dropout on embeddings and on what each block adds, in [0, 1).
         attention_probs_dropout_prob: Dropout on attention probabilities, in [0, 1).
         drop_path_rate: Chance that the last encoder block is skipped for a clip, in [0, 1); grows linearly from 0.
-        initializer_range: Standard deviation of the weights at the start.
+        initializer_range: Standard deviation of the mask token at the start; linear layers start Xavier-uniform.
         layer_norm_eps: Epsilon of every LayerNorm.
         qkv_bias: Whether query and value have a bias. The key never has one: softmax would cancel it.
         use_mean_pooling: Whether a classifier averages the tokens.

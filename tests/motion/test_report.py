@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from conftest import moving_texture, write_video
+
 
 from mme_hf import MOTION_TARGETS, MMEVideoProcessor
 from mme_hf.data import load_folder_records, load_sample_records
