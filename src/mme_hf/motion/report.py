@@ -213,7 +213,7 @@ def _motion_in_px(
     if observed.tracks is None:
         return {}
     tracks = observed.tracks
-    if getattr(processor, "camera_motion", None) not in (None, False, "keep"):
+    if processor.camera_motion == "remove":
         tracks = remove_camera_motion(tracks, observed.frames, observed.start_frames)
     clip = MotionClip(pixel_values, processor.patch_size, processor.tubelet_size)
     targets = build_targets(processor.motion_targets, cell_size_px=processor.cell_size_px)

@@ -76,6 +76,10 @@ class ModelArguments:
         None, "Frozen vision model that the target 'features' is made by: a folder or a Hub name (CLIP, DINO, ...)."
     )
     tracker: str = _flag("dis", "How points are followed.")
+    camera_motion: str = _flag(
+        "keep",
+        "'remove' takes the camera's motion out of tracks, where one is found: labels are of what moves by itself.",
+    )
     model_options: str | None = _flag(None, "More MMEConfig fields, as JSON (a mapping in a recipe file).")
     processor_options: str | None = _flag(None, "More MMEVideoProcessor fields, as JSON (a mapping in a recipe file).")
     gradient_checkpointing: bool = _flag(False, "Save memory by computing activations twice.")
