@@ -77,8 +77,7 @@ class ModelArguments:
     )
     tracker: str = _flag("dis", "How points are followed.")
     camera_motion: str = _flag(
-        "keep",
-        "'remove' takes the camera's motion out of tracks, where one is found: labels are of what moves by itself.",
+        "keep", "keep, or remove: take the camera's motion, where one is found, out of the tracks that labels are of."
     )
     model_options: str | None = _flag(None, "More MMEConfig fields, as JSON (a mapping in a recipe file).")
     processor_options: str | None = _flag(None, "More MMEVideoProcessor fields, as JSON (a mapping in a recipe file).")
