@@ -31,8 +31,10 @@ ALLOWED = {
         "trajectories_mme",
     },
     "video_inputs_mme": {"trajectories_mme"},
+    "clip_tracks_mme": {"trajectories_mme", "video_inputs_mme"},
     "video_options_mme": {"masking_mme", "motion_targets_mme", "names_mme", "trajectories_mme"},
     "video_processing_mme": {
+        "clip_tracks_mme",
         "masking_mme",
         "motion_targets_mme",
         "names_mme",

@@ -9,7 +9,7 @@ from ._version import __version__
 from .checkpoints import convert_checkpoint
 from .configuration_mme import MMEConfig
 from .modeling_mme import MMEForPreTraining, MMEModel, MMEPreTrainedModel
-from .motion import build_tracker
+from .motion import build_tracker, compensate_camera_motion
 from .motion_targets_mme import MOTION_TARGETS, REFERENCE_MOTION, histogram_of_gradients
 from .presets import preset_config
 from .trajectories_mme import ClipGeometry, Trajectories, grid_points, track_points
@@ -36,6 +36,7 @@ __all__ = [
     "VideoReadError",
     "__version__",
     "build_tracker",
+    "compensate_camera_motion",
     "convert_checkpoint",
     "grid_points",
     "histogram_of_gradients",

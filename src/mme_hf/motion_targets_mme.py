@@ -25,6 +25,8 @@ class MotionTarget(Protocol):
         activation: Head activation that can express the values: "linear", "sigmoid" or "tanh".
         weight: Default weight of its mean squared error in the loss.
         needs_trajectories: Whether the call reads its second argument; where no target does, nothing is tracked.
+        reads_frames_along_tracks: Whether the call looks at the frames where the points are. Such a target gets the
+            tracks as they were seen also where others get them without the camera's motion. May be left out: False.
     """
 
     name: ClassVar[str]

@@ -198,6 +198,7 @@ class FlowTarget:
             trajectories,
             points_xy=trajectories.points_xy[..., :2, :, :],
             is_visible=trajectories.is_visible[..., :2, :],
+            camera_motion_found=None,  # of all steps; not asked for below
         )
         grid = point_grid(clip, first_step, self.cell_size_px)
         side = cells_per_side(clip.patch_size, self.cell_size_px)

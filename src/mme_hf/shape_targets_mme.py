@@ -88,6 +88,7 @@ class ShapeAlongTrackTarget:
 
     name: ClassVar[str] = "shape_along_track"
     needs_trajectories: ClassVar[bool] = True
+    reads_frames_along_tracks: ClassVar[bool] = True
     num_bins: int = 9
     cell_size_px: int = 8
     token_rule: TokenRule = "all"

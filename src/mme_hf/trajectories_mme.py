@@ -26,6 +26,9 @@ POINT_LAYOUTS: tuple[str, ...] = ("cell_center", "reference")
 # Name -> builder of a tracker (see `mme_hf.motion.Tracker`). Empty until `mme_hf` is imported: the exported core must
 # not depend on OpenCV.
 TRACKERS: dict[str, Callable[..., Any]] = {}
+# Name -> what may be done to tracks before labels are made of them: `(tracks, frames, start_frames) -> Trajectories`.
+# Filled by `mme_hf` too, see `mme_hf.motion`.
+TRACK_FILTERS: dict[str, Callable[..., Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,15 @@ class Trajectories:
         is_visible: True while the point is known to be inside the frame (and not judged occluded); once lost a point
             stays lost. Bool, shape (..., num_starts, num_steps + 1, num_points).
         frame_size: (height, width) in pixels of the frames the positions refer to.
+        camera_motion_found: None for tracks as they were seen. Where the camera's motion was taken out of them: whether
+            one was found for each step (the others are as they were), bool, shape (..., num_starts, num_steps).
+            Positions of such tracks are sums of what is left, and no places in the frames.
     """
 
     points_xy: torch.Tensor
     is_visible: torch.Tensor
     frame_size: tuple[int, int]
+    camera_motion_found: torch.Tensor | None = None
 
     def __post_init__(self):
         if self.points_xy.ndim < 4 or self.points_xy.shape[-1] != 2:
@@ -53,6 +60,12 @@ class Trajectories:
             raise ValueError(
                 f"is_visible has shape {tuple(self.is_visible.shape)} and dtype {self.is_visible.dtype}; it must be "
                 f"bool of shape {tuple(self.points_xy.shape[:-1])}, that of points_xy without its last dimension."
+            )
+        found, steps = self.camera_motion_found, (*self.points_xy.shape[:-3], self.num_steps)
+        if found is not None and (found.shape != steps or found.dtype != torch.bool):
+            raise ValueError(
+                f"camera_motion_found has shape {tuple(found.shape)} and dtype {found.dtype}; it must be bool of shape "
+                f"{steps}, one for each step of each start."
             )
 
     def __repr__(self) -> str:
@@ -70,6 +83,8 @@ class Trajectories:
 
     def crop(self, left: float, top: float, width: int, height: int) -> "Trajectories":
         """Return the tracks seen from a crop of the frame; points outside the crop become invisible.
+
+        Without the camera's motion positions no longer say where points are: crop before it is taken out.
 
         Args:
             left: First column of the crop in pixels.

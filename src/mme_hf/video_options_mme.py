@@ -13,6 +13,7 @@ from .motion_targets_mme import build_targets
 from .names_mme import check_names
 from .trajectories_mme import POINT_LAYOUTS, TRACKERS, check_options
 
+CAMERA_MOTION: tuple[str, ...] = ("keep", "remove")
 _WHOLE_NUMBERS = ("num_frames", "frame_stride", "patch_size", "tubelet_size", "trajectory_num_steps", "cell_size_px")
 # What transformers writes beside the options; no user types these.
 _KEYS_OF_A_FILE = frozenset(
@@ -35,6 +36,8 @@ class MMEVideoProcessorKwargs(VideosKwargs, total=False):
         point_layout: "cell_center", or "reference" (see `grid_points`).
         tracker: Name of a registered tracker; in a call, any tracker.
         tracker_options: Options of the tracker.
+        camera_motion: "keep", or "remove": targets and motion-guided masks get what moves against the background (see
+            `mme_hf.motion.remove_camera_motion`; a step in which no camera motion is found stays as it is).
         motion_targets: Target name -> its options, or a list of names; the order is that of the columns of `labels`.
     """
 
@@ -49,6 +52,7 @@ class MMEVideoProcessorKwargs(VideosKwargs, total=False):
     point_layout: str | None
     tracker: Any
     tracker_options: dict[str, Any] | None
+    camera_motion: str | None
     motion_targets: dict[str, dict[str, Any]] | list[str | dict[str, Any]] | None
 
 
@@ -112,6 +116,8 @@ def check_processor_options(options: Any) -> None:
         check_token_grid(crop_size.height, crop_size.width, options.patch_size)
     if options.point_layout not in POINT_LAYOUTS:
         raise ValueError(f"point_layout ({options.point_layout!r}) is unknown. Choose one of {list(POINT_LAYOUTS)}.")
+    if options.camera_motion not in CAMERA_MOTION:
+        raise ValueError(f"camera_motion ({options.camera_motion!r}) is unknown. Choose one of {list(CAMERA_MOTION)}.")
     if not options.motion_targets:
         raise ValueError("motion_targets is empty. Name at least one target, for example {'position': {}}.")
     check_mask_type(options.mask_type)

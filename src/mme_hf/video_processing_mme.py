@@ -15,10 +15,11 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
+from .clip_tracks_mme import clip_tracker, clip_tracks, reads_frames_along_tracks
 from .masking_mme import build_mask, patch_motion
 from .motion_targets_mme import MotionClip, build_targets
 from .names_mme import check_names
-from .trajectories_mme import ClipGeometry, Trajectories, build_tracker, grid_points
+from .trajectories_mme import ClipGeometry
 from .video_inputs_mme import (
     VIDEO_OPENERS,  # noqa: F401 (mme_hf fills it here)
     CropBox,
@@ -85,6 +86,7 @@ class MMEVideoProcessor(BaseVideoProcessor):
     point_layout = "cell_center"
     tracker = "dis"
     tracker_options = {}  # noqa: RUF012
+    camera_motion = "keep"
     motion_targets = {"shape": {}, "position": {}}  # noqa: RUF012
     valid_kwargs = MMEVideoProcessorKwargs
     model_input_names = ["pixel_values"]  # noqa: RUF012
@@ -317,17 +319,20 @@ class MMEVideoProcessor(BaseVideoProcessor):
         pixels = normalize_frames(take_frames(frames, plan.inputs), options)
         clip = _motion_clip(pixels, frames, plan, options)
         targets = build_targets(options.motion_targets, cell_size_px=options.cell_size_px)
-        tracks, is_guided = None, mask is None and options.mask_type == "motion"
+        seen, moved, is_guided = None, None, mask is None and options.mask_type == "motion"
         if is_guided or any(getattr(target, "needs_trajectories", True) for target in targets.values()):
             numbers = [video.frames_indices[frame] for frame in plan.raw_frames]
-            tracks = _track(frames, plan, _clip_tracker(options, geometry, numbers), options)
-        values, valid = zip(*(target(clip, tracks) for target in targets.values()), strict=True)
+            seen, moved = clip_tracks(frames, plan, clip_tracker(options, geometry, numbers), options)
+        values, valid = zip(
+            *(target(clip, seen if reads_frames_along_tracks(target) else moved) for target in targets.values()),
+            strict=True,
+        )
         grid = clip.token_grid
         if mask is None:
             guide = None
             if is_guided:
                 points = (height // options.cell_size_px, width // options.cell_size_px)
-                guide = patch_motion(tracks.displacements, tracks.is_visible, points, grid[1:])
+                guide = patch_motion(moved.displacements, moved.is_visible, points, grid[1:])
             strength = options.motion_mask_strength
             mask = build_mask(
                 options.mask_type, grid, options.mask_ratio, generator, motion=guide, motion_strength=strength
@@ -357,23 +362,6 @@ def _motion_clip(
         start_frames=plan.starts,
         channel_scales=((options.rescale_factor if options.do_rescale else 1.0) / std).tolist(),
     )
-
-
-def _clip_tracker(options: SimpleNamespace, geometry: ClipGeometry, frame_numbers: Sequence[int]) -> Callable:
-    tracker = options.tracker
-    if isinstance(tracker, str):
-        tracker = build_tracker(tracker, **(options.tracker_options or {}))
-    # Stored tracks are those of a whole video: they must know which of its frames these are, and how they were cut.
-    return tracker.for_clip(geometry, frame_numbers) if hasattr(tracker, "for_clip") else tracker
-
-
-def _track(frames: torch.Tensor, plan: RawFramePlan, tracker: Callable, options: SimpleNamespace) -> Trajectories:
-    points_xy = grid_points(*frames.shape[-2:], options.cell_size_px, options.point_layout)
-    tracks = tracker(frames, points_xy, start_frames=plan.starts, num_steps=options.trajectory_num_steps)
-    if any(plan.is_lost):
-        # Steps between copies of the last frame would look like points at rest; nothing is known of them.
-        tracks = tracks.hide(torch.tensor(plan.is_lost, device=tracks.is_visible.device)[:, None, None])
-    return tracks
 
 
 def _given_masks(mask: torch.Tensor | None, num_clips: int) -> list[torch.Tensor | None]:

@@ -1,11 +1,14 @@
 """From arguments to a run's parts, and the mistakes that must show before any work."""
 
+import json
+
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from teachers import save_teacher
 
 from mme_hf import MMEForPreTraining
 from mme_hf.training import PretrainingArguments
+from mme_hf.training.arguments import parse_arguments
 from mme_hf.training.setup import build_model_and_processor, load_records, schedule_lengths
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
@@ -30,6 +33,7 @@ def test_model_and_processor_agree_on_what_is_predicted():
         ({"mask_ratio": 1.5}, r"mask_ratio \(1.5\) must be between 0 and 1"),
         ({"mask_type": "stripes"}, "'stripes'"),
         ({"tracker": "eyes"}, r"tracker \('eyes'\) is unknown"),
+        ({"camera_motion": "off"}, r"camera_motion \('off'\) is unknown. Choose one of \['keep', 'remove'\]"),
         ({"num_frames": 5}, r"num_frames \(5\) does not divide by tubelet_size \(2\)"),
         ({"image_size": 30}, r"^image_size \(30\) does not divide by patch_size \(16\). .* such as 32"),
         ({"processor_options": {"motion_targets": {"colour": {}}}}, "'colour'"),
@@ -42,6 +46,17 @@ def test_model_and_processor_agree_on_what_is_predicted():
 def test_wrong_values_are_named(changes, message):
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         build_model_and_processor(arguments(**changes))
+
+
+def test_camera_motion_goes_from_the_flag_into_the_processor_and_is_saved_with_it(tmp_path):
+    args = parse_arguments(PretrainingArguments, ["--camera_motion", "remove", "--image_size", "32"])
+    for part in build_model_and_processor(args):
+        part.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "video_preprocessor_config.json").read_text())["camera_motion"] == "remove"
+    _, processor = build_model_and_processor(arguments(model_name_or_path=str(tmp_path), model_options=None))
+    assert processor.camera_motion == "remove"
+    _, processor = build_model_and_processor(arguments())
+    assert processor.camera_motion == "keep"
 
 
 def test_weights_that_predict_something_else_are_refused(tmp_path):

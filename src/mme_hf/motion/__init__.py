@@ -4,7 +4,8 @@ A tracker that follows points through a dense flow needs only an `OpticalFlow` i
 `TRACKERS`; any other tracker is a callable with the signature of `Tracker`.
 """
 
-from ..trajectories_mme import TRACKERS, build_tracker
+from ..trajectories_mme import TRACK_FILTERS, TRACKERS, build_tracker
+from .camera_motion import compensate_camera_motion, estimate_camera_motion, remove_camera_motion
 from .dis import DISFlow
 from .farneback import FarnebackFlow
 from .flow_tracker import FlowTracker, tracker_builder
@@ -16,6 +17,7 @@ from .tvl1 import TVL1Flow
 
 TRACKERS.update({flow.name: tracker_builder(flow) for flow in (DISFlow, FarnebackFlow, RAFTFlow, TorchFlow, TVL1Flow)})
 TRACKERS["stored"] = build_stored_tracker
+TRACK_FILTERS["remove_camera_motion"] = remove_camera_motion
 
 __all__ = [
     "TRACKERS",
@@ -26,5 +28,8 @@ __all__ = [
     "StoredTracker",
     "Tracker",
     "build_tracker",
+    "compensate_camera_motion",
+    "estimate_camera_motion",
     "extract_motion",
+    "remove_camera_motion",
 ]

@@ -10,14 +10,17 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from ..trajectories_mme import Trajectories, grid_points, is_inside
+from ..trajectories_mme import Trajectories, check_tracked_frames, grid_points, is_inside
 from .background_fit import BACKENDS, NUM_HYPOTHESES, Backend, Matches, fit_background
 
-MAX_CHUNK_ELEMENTS = 2**23
+# Hypotheses times points at once: on a CPU what stays in its cache takes two thirds of the time.
+MAX_CHUNK_ELEMENTS = {"cpu": 2**19, "cuda": 2**23}
 NUM_GRID_CELLS = 32
 # Structure-tensor eigenvalue in (grey levels / px) ** 2: absolute, and as a share of the frame's 95th percentile.
 MIN_TEXTURE = 0.5
 MIN_TEXTURE_SHARE = 0.002
+# Texture is averaged over 7 px; looked at every 4 px it costs a fifth of looking everywhere.
+TEXTURE_SPACING_PX = 4
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +77,7 @@ def estimate_camera_motion(
     if frame_size is None:
         x, y = starts.flatten(0, 1).amax(0).tolist()
         frame_size = (max(int(y) + 1, 1), max(int(x) + 1, 1))
-    step = max(1, MAX_CHUNK_ELEMENTS // (NUM_HYPOTHESES * num_points))
+    step = max(1, MAX_CHUNK_ELEMENTS.get(usable.device.type, 2**19) // (NUM_HYPOTHESES * num_points))
     chunks = zip(starts.split(step), ends.split(step), usable.split(step), strict=True)
     homographies, found = zip(
         *(fit_background(Matches.of(*chunk, frame_size), backend) for chunk in chunks), strict=True
@@ -112,13 +115,13 @@ def compensate_camera_motion(
         raise ValueError(f"frames have shape {tuple(frames.shape)}; for this flow they must be {expected}.")
     flow = flow.detach().to(torch.float32)
     stride = max(1, round(max(frame_size) / NUM_GRID_CELLS))
-    places = (..., slice(stride // 2, None, stride), slice(stride // 2, None, stride))
+    places = slice(stride // 2, None, stride)
     pixels = grid_points(height, width, 1).to(flow.device)
-    from_xy = pixels.view(height, width, 2).movedim(-1, 0)[places].flatten(1).T
-    to_xy = from_xy + flow[places].flatten(-2).transpose(-1, -2)
+    from_xy = pixels.view(height, width, 2)[places, places].flatten(0, 1)
+    to_xy = from_xy + flow[..., places, places].flatten(-2).transpose(-1, -2)
     usable = is_inside(to_xy, frame_size)
     if frames is not None:
-        usable &= is_textured(frames[..., :-1, :, :, :])[places].flatten(-2)
+        usable &= _read_texture(is_textured(frames[..., :-1, :, :, :]), from_xy.expand(to_xy.shape))
     homographies, found = estimate_camera_motion(
         from_xy.expand(to_xy.shape), to_xy, usable, frame_size=frame_size, backend=backend
     )
@@ -181,24 +184,33 @@ def camera_displacements(homographies: torch.Tensor, points_xy: torch.Tensor) ->
 
 
 def is_textured(frames: torch.Tensor) -> torch.Tensor:
-    """Return where a frame has structure in both directions, so that its motion is known; bool (..., H, W).
+    """Return where a frame has structure in both directions, so that its motion is known.
 
     Args:
         frames: uint8 RGB, shape (..., 3, H, W).
 
+    Returns:
+        For pixels 0, 4, 8, ... in both directions, bool, shape (..., ceil(H / 4), ceil(W / 4)).
+
     Source: Shi and Tomasi, Good Features to Track: the smaller eigenvalue of the structure tensor over 7 x 7 px.
     """
-    grey = frames.flatten(0, -4).to(torch.float32).mean(1, keepdim=True)
+    grey = frames.reshape(-1, *frames.shape[-3:]).to(torch.float32).mean(1, keepdim=True)
     padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
     right = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
     down = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
     products = torch.cat([right * right, right * down, down * down], dim=1)
-    xx, xy, yy = F.avg_pool2d(products, 7, stride=1, padding=3, count_include_pad=False).unbind(1)
+    means = F.avg_pool2d(products, 7, stride=TEXTURE_SPACING_PX, padding=3, count_include_pad=False)
+    xx, xy, yy = means.unbind(1)
     smaller = (xx + yy) / 2 - (((xx - yy) / 2).square() + xy.square()).sqrt()
-    # Every 4th pixel is enough for a percentile, and a sort is what this costs.
-    typical = smaller[:, ::4, ::4].flatten(1).quantile(0.95, dim=1)
-    limit = (MIN_TEXTURE_SHARE * typical).clamp(min=MIN_TEXTURE)
-    return (smaller > limit[:, None, None]).view(*frames.shape[:-3], *frames.shape[-2:])
+    limit = (MIN_TEXTURE_SHARE * smaller.flatten(1).quantile(0.95, dim=1)).clamp(min=MIN_TEXTURE)
+    return (smaller > limit[:, None, None]).view(*frames.shape[:-3], *smaller.shape[-2:])
+
+
+def _read_texture(textured: torch.Tensor, points_xy: torch.Tensor) -> torch.Tensor:
+    """Return what `is_textured` (..., rows, columns) says of points (..., P, 2), those outside read at the border."""
+    rows, columns = textured.shape[-2:]
+    x, y = (points_xy.nan_to_num(0.0) / TEXTURE_SPACING_PX).round().long().unbind(-1)
+    return textured.flatten(-2).gather(-1, y.clamp(0, rows - 1) * columns + x.clamp(0, columns - 1))
 
 
 def _is_textured_at(
@@ -210,10 +222,7 @@ def _is_textured_at(
         raise ValueError(f"start_frames ({start_frames}) must name the {num_starts} frames that the tracks start at.")
     if tuple(frames.shape[-2:]) != tuple(frame_size) or frames.shape[:-4] != points_xy.shape[:-4]:
         raise ValueError(f"frames have shape {tuple(frames.shape)}; the tracks are of {frame_size} (height x width).")
-    height, width = frame_size
-    wanted = torch.as_tensor(start_frames, device=frames.device)[:, None] + torch.arange(
-        num_steps, device=frames.device
-    )
-    textured = is_textured(frames).flatten(-2)[..., wanted, :]  # (..., S, L, H * W)
-    x, y = points_xy.nan_to_num(0.0).round().long().unbind(-1)
-    return textured.gather(-1, y.clamp(0, height - 1) * width + x.clamp(0, width - 1))
+    check_tracked_frames(frames.shape[-4], start_frames, num_steps)
+    wanted = torch.as_tensor(start_frames, device=frames.device)[:, None]
+    wanted = wanted + torch.arange(num_steps, device=frames.device)
+    return _read_texture(is_textured(frames)[..., wanted, :, :], points_xy)

@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 # Clips whose labels are made twice: a target that draws is found out by one.
 NUM_REPEATED = 2
+# Below this most labels keep the motion that was to be taken out of them.
+MIN_CAMERA_FOUND_SHARE = 0.5
 
 
 class _ObservedTracker:
@@ -198,7 +200,14 @@ def health_of(clips: Sequence[ObservedClip], processor: MMEVideoProcessor) -> Mo
     """Return the health of observed clips, measured against the targets of the processor that made them."""
     targets = build_targets(processor.motion_targets, cell_size_px=processor.cell_size_px)
     limit = getattr(targets.get("position"), "max_displacement_px", math.inf)
-    return motion_health(clips, targets, limit)
+    health = motion_health(clips, targets, limit)
+    if processor.camera_motion == "remove" and health.camera_found_share < MIN_CAMERA_FOUND_SHARE:
+        warning = (
+            f"camera_motion is 'remove', and in only {100 * health.camera_found_share:.0f} % of the pairs of frames a "
+            "camera motion is found; the others keep theirs. Does something fill most of these frames?"
+        )
+        return replace(health, warnings=[*health.warnings, warning])
+    return health
 
 
 def _by_target(processor: MMEVideoProcessor, sample: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -213,7 +222,7 @@ def _motion_in_px(
     if observed.tracks is None:
         return {}
     tracks = observed.tracks
-    if getattr(processor, "camera_motion", None) not in (None, False, "keep"):
+    if processor.camera_motion == "remove":
         tracks = remove_camera_motion(tracks, observed.frames, observed.start_frames)
     clip = MotionClip(pixel_values, processor.patch_size, processor.tubelet_size)
     targets = build_targets(processor.motion_targets, cell_size_px=processor.cell_size_px)

@@ -76,6 +76,9 @@ class ModelArguments:
         None, "Frozen vision model that the target 'features' is made by: a folder or a Hub name (CLIP, DINO, ...)."
     )
     tracker: str = _flag("dis", "How points are followed.")
+    camera_motion: str = _flag(
+        "keep", "keep, or remove: take the camera's motion, where one is found, out of the tracks that labels are of."
+    )
     model_options: str | None = _flag(None, "More MMEConfig fields, as JSON (a mapping in a recipe file).")
     processor_options: str | None = _flag(None, "More MMEVideoProcessor fields, as JSON (a mapping in a recipe file).")
     gradient_checkpointing: bool = _flag(False, "Save memory by computing activations twice.")

@@ -1,0 +1,364 @@
+"""The camera's motion is found and taken out exactly, an object keeps its own, and a person is not taken for a camera.
+
+Scenes are two views of a picture, the second through a homography that we choose, so that both are known.
+"""
+
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import moving_texture
+
+from mme_hf import Trajectories, build_tracker, compensate_camera_motion, open_video
+from mme_hf.data import load_sample_records
+from mme_hf.motion import estimate_camera_motion, remove_camera_motion
+from mme_hf.motion.camera_motion import is_textured
+from mme_hf.trajectories_mme import grid_points
+
+CLIPS = Path(__file__).parents[2].parent / "shared" / "clips"
+HEIGHT, WIDTH = 120, 160
+BACKENDS = ("torch", "opencv")
+OWN = (5.0, -3.0)
+
+
+def homography(pan=(0.0, 0.0), zoom=1.0, roll=0.0, tilt=(0.0, 0.0)):
+    """Return a homography about the frame's centre: pan in px, roll in degrees, tilt in 1 / px."""
+    centre = np.eye(3)
+    centre[:2, 2] = (WIDTH - 1) / 2, (HEIGHT - 1) / 2
+    turn = np.deg2rad(roll)
+    about = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+    about[:2, :2] *= zoom
+    about[:2, 2], about[2, :2] = pan, tilt
+    return centre @ about @ np.linalg.inv(centre)
+
+
+CAMERAS = {
+    "pan": homography(pan=(4.3, -2.6)),
+    "zoom": homography(zoom=1.03),
+    "shake": homography(pan=(-3.2, 1.7), zoom=0.99, roll=1.5, tilt=(1e-4, -5e-5)),
+}
+
+
+def moved(matrix, points):
+    mapped = points @ matrix[:, :2].T + matrix[:, 2]
+    return mapped[..., :2] / mapped[..., 2:]
+
+
+def pixels():
+    y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float64)
+    return np.stack([x, y], axis=-1)
+
+
+def camera_flow(matrix):
+    """Return H(p) - p of every pixel in float64, (H, W, 2)."""
+    return moved(matrix, pixels()) - pixels()
+
+
+def rectangle(cover, lower=False):
+    """Return an upright rectangle that covers a share of the frame, in its middle or with its feet below it, (H, W)."""
+    height = 0.9 * HEIGHT
+    width = cover * WIDTH / 0.9
+    x, y = np.moveaxis(pixels() - [WIDTH / 2, HEIGHT - height / 2 if lower else HEIGHT / 2], -1, 0)
+    return (abs(x) < width / 2) & (abs(y) < height / 2)
+
+
+def flow_of(matrix, is_object=None, own=OWN):
+    """Return a flow (1, 2, H, W): the camera's, and on an object the camera's and its own."""
+    flow = camera_flow(matrix)
+    if is_object is not None:
+        flow[is_object] += own
+    return torch.from_numpy(flow).float().movedim(-1, 0)[None]
+
+
+def noisy(flow, sigma=0.1, seed=0):
+    return flow + sigma * torch.randn(flow.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_flow(num_pairs=1, seed=0):
+    """Return motion that no camera makes: every pixel goes its own way."""
+    return 8 * torch.randn(num_pairs, 2, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def sample_pictures():
+    return [
+        frame
+        for record in load_sample_records().dataset
+        if "distorted" not in record["video"]["path"]
+        for frame in first_pictures(record["video"]["path"])
+    ]
+
+
+def first_pictures(path):
+    """Return a frame of a video, large enough for a camera to move over, uint8 (H, W, 3)."""
+    with open_video(path) as reader:
+        picture = reader.frames_at([reader.num_frames // 3])[0].permute(1, 2, 0).numpy()
+    scale = max((HEIGHT + 60) / picture.shape[0], (WIDTH + 60) / picture.shape[1])
+    return [cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)]
+
+
+def seen(picture, places):
+    corner = [(picture.shape[1] - WIDTH) // 2, (picture.shape[0] - HEIGHT) // 2]
+    places = (places + corner).astype(np.float32)
+    return cv2.remap(picture, places[..., 0], places[..., 1], cv2.INTER_CUBIC)
+
+
+def two_views(picture, matrix, is_object=None, object_picture=None, step=(4, 3)):
+    """Return frames (2, 3, H, W) of a picture seen by a moving camera, and an object that moves by `step` px."""
+    views = [seen(picture, pixels()), seen(picture, moved(np.linalg.inv(matrix), pixels()))]
+    if is_object is not None:
+        piece = seen(object_picture, pixels())
+        views[0] = np.where(is_object[..., None], piece, views[0])
+        shifted, piece = (np.roll(array, step, axis=(1, 0)) for array in (is_object, piece))
+        views[1] = np.where(shifted[..., None], piece, views[1])
+    return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).contiguous()
+
+
+def eroded(mask, margin_px):
+    return cv2.erode(mask.astype(np.uint8), np.ones((2 * margin_px + 1,) * 2), borderValue=0).astype(bool)
+
+
+def residuals(picture, object_picture, name, backend="torch"):
+    """Return what is left of textured background, and by how much the object's own motion is missed, in px."""
+    matrix, step = CAMERAS[name], (4, 3)
+    y, x = np.moveaxis(pixels()[..., ::-1] - [HEIGHT / 2, WIDTH / 2], -1, 0)
+    is_object = (x / 28) ** 2 + (y / 24) ** 2 < 1
+    frames = two_views(picture, matrix, is_object, object_picture, step)
+    flow = build_tracker("dis").flow(frames, [(0, 1)])
+    left = compensate_camera_motion(flow, frames, backend=backend)[0].permute(1, 2, 0).numpy()
+    textured = np.kron(is_textured(frames[0]).numpy(), np.ones((4, 4), bool))[:HEIGHT, :WIDTH]
+    arrives = moved(matrix, pixels())
+    stays = ((arrives > 4) & (arrives < np.array([WIDTH, HEIGHT]) - 5)).all(-1)
+    background = eroded(~is_object, 13) & stays & textured
+    own = step - camera_flow(matrix)
+    missed = np.linalg.norm(left - own, axis=-1)[eroded(is_object, 6) & textured]
+    return np.linalg.norm(left, axis=-1)[background], missed
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", CAMERAS)
+def test_the_cameras_displacement_is_removed_exactly_and_an_object_keeps_its_own(name, backend):
+    is_object = rectangle(0.2)
+    left = compensate_camera_motion(flow_of(CAMERAS[name], is_object), backend=backend)[0].movedim(0, -1).numpy()
+    assert abs(left[~is_object]).max() < 2e-3
+    assert abs(left[is_object] - OWN).max() < 2e-3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_homography_is_given_in_pixels(backend):
+    points = grid_points(HEIGHT, WIDTH)
+    ends = torch.from_numpy(moved(CAMERAS["shake"], points.double().numpy())).float()
+    found_homography, found = estimate_camera_motion(points, ends, backend=backend)
+    corners = np.array([[0.0, 0.0], [WIDTH - 1, 0.0], [0.0, HEIGHT - 1], [WIDTH - 1, HEIGHT - 1]])
+    assert found.shape == () and found and found_homography[2, 2] == 1
+    expected = moved(CAMERAS["shake"], corners)
+    assert abs(moved(found_homography.double().numpy(), corners) - expected).max() < 0.01
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_noise_and_stray_points_move_the_camera_by_little(backend):
+    flow = noisy(flow_of(CAMERAS["shake"]), 0.2)
+    stray = torch.rand(HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1)) < 0.3
+    flow = torch.where(stray, random_flow(), flow)
+    camera = (flow - compensate_camera_motion(flow, backend=backend))[0].movedim(0, -1).numpy()
+    assert np.linalg.norm(camera - camera_flow(CAMERAS["shake"]), axis=-1).max() < 0.1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", CAMERAS)
+def test_real_scenes_are_left_at_rest(name, backend):
+    pictures = sample_pictures()
+    for index, picture in enumerate(pictures):
+        background, missed = residuals(picture, pictures[index - 1], name, backend)
+        assert background.mean() < 0.3 and len(background) > 1000
+        assert missed.mean() < 0.5 and len(missed) > 500
+
+
+@pytest.mark.skipif(not CLIPS.is_dir(), reason="../shared/clips is not on this machine")
+def test_more_real_scenes_are_left_at_rest():
+    pictures = [picture for path in sorted(CLIPS.iterdir()) for picture in first_pictures(str(path))]
+    assert len(pictures) >= 5
+    for index, picture in enumerate(pictures):
+        background, missed = residuals(picture, pictures[index - 1], "shake")
+        assert background.mean() < 0.3 and missed.mean() < 0.5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("lower", [False, True])
+@pytest.mark.parametrize("cover", [0.3, 0.5, 0.7, 0.8])
+def test_a_person_who_fills_the_frame_is_not_taken_for_the_background(cover, lower, backend):
+    is_object = rectangle(cover, lower)
+    flow = noisy(flow_of(homography(pan=(2.0, 1.0)), is_object, own=(6.0, 0.0)))
+    camera = (flow - compensate_camera_motion(flow, backend=backend))[0].movedim(0, -1)
+    # Removed is the camera's (2, 1) or nothing; the person's is (8, 1).
+    is_right = (camera - torch.tensor([2.0, 1.0])).norm(dim=-1).mean() < 0.2
+    assert is_right or not camera.any()
+    assert is_right or cover > 0.3
+    if cover > 0.5:
+        starts, ends = pixels().reshape(-1, 2)[::37], (pixels() + flow[0].movedim(0, -1).numpy()).reshape(-1, 2)[::37]
+        plain, _ = cv2.findHomography(starts, ends, cv2.RANSAC, 1.0)
+        assert abs(moved(plain, starts) - starts - [8.0, 1.0]).mean() < 0.2  # what RANSAC alone makes of it
+
+
+def test_a_camera_at_rest_stays_at_rest_under_a_person():
+    is_object = rectangle(0.6)
+    flow = noisy(flow_of(np.eye(3), is_object), 0.02)
+    assert (flow - compensate_camera_motion(flow)).abs().max() < 0.1
+
+
+def test_where_no_camera_motion_is_found_flow_is_unchanged_and_counted(caplog):
+    flow = torch.cat([flow_of(CAMERAS["pan"]), random_flow(), flow_of(CAMERAS["zoom"])])
+    with caplog.at_level(logging.WARNING):
+        left = compensate_camera_motion(flow)
+    assert [record.getMessage() for record in caplog.records] == [
+        "No camera motion found in 1 of 3 pairs of frames; their flow is unchanged."
+    ]
+    assert torch.equal(left[1], flow[1])
+    assert left[[0, 2]].abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_24_points_are_needed(backend):
+    points = grid_points(HEIGHT, WIDTH)
+    ends = points + torch.tensor([2.0, 1.0])
+    order = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))
+    for num_usable, expected in ((24, True), (23, False)):
+        usable = torch.zeros(len(points), dtype=torch.bool)
+        usable[order[:num_usable]] = True
+        found_homography, found = estimate_camera_motion(points, ends, usable, backend=backend)
+        assert bool(found) is expected
+        shift = torch.tensor([2.0, 1.0]) if expected else torch.zeros(2)
+        assert torch.allclose(found_homography[:2, 2], shift, atol=0.01)
+
+
+def test_implausible_cameras_are_refused():
+    # All points agree: the frame shrinks to a third of its width and height between two frames.
+    flow = flow_of(homography(zoom=0.3))
+    assert torch.equal(compensate_camera_motion(flow), flow)
+
+
+def test_pairs_of_a_batch_are_as_if_alone():
+    flows = [noisy(flow_of(matrix, rectangle(0.2)), seed=index) for index, matrix in enumerate(CAMERAS.values())]
+    flow = torch.cat([*flows, random_flow()]).view(2, 2, 2, HEIGHT, WIDTH)
+    for backend in BACKENDS:
+        together = compensate_camera_motion(flow, backend=backend)
+        for first in range(2):
+            for second in range(2):
+                alone = compensate_camera_motion(flow[first, second][None], backend=backend)[0]
+                assert torch.allclose(together[first, second], alone, atol=1e-3)
+
+
+def test_both_backends_find_the_same():
+    flow = torch.cat([noisy(flow_of(matrix, rectangle(0.3))) for matrix in CAMERAS.values()] + [random_flow()])
+    by_torch, by_opencv = (compensate_camera_motion(flow, backend=backend) for backend in BACKENDS)
+    assert (by_torch - by_opencv).abs().max() < 0.01
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator")
+def test_an_accelerator_finds_the_same():
+    flow = torch.cat([noisy(flow_of(matrix, rectangle(0.3))) for matrix in CAMERAS.values()])
+    assert (compensate_camera_motion(flow.cuda()).cpu() - compensate_camera_motion(flow)).abs().max() < 0.01
+
+
+def test_black_bars_are_no_background_at_rest():
+    # A quarter of the height at the top and at the bottom is black, where flow finds no motion.
+    frames = torch.from_numpy(moving_texture(2, HEIGHT, WIDTH, velocity=(3.0, 0.0))).permute(0, 3, 1, 2).clone()
+    flow = flow_of(homography(pan=(3.0, 0.0)))
+    for rows in (slice(0, HEIGHT // 4), slice(3 * HEIGHT // 4, None)):
+        frames[:, :, rows], flow[:, :, rows] = 0, 0
+    middle = (..., slice(HEIGHT // 4, 3 * HEIGHT // 4), slice(None))
+    assert compensate_camera_motion(flow, frames)[middle].abs().max() < 0.01
+    assert compensate_camera_motion(flow)[middle].abs().max() > 2.9
+
+
+def test_texture_is_structure_in_both_directions():
+    frame = torch.zeros(3, 32, 96, dtype=torch.uint8)
+    frame[:, :, :32:4] = 200  # stripes: motion along them cannot be seen
+    frame[:, ::4, 64::4] = 200
+    textured = is_textured(frame)
+    assert textured.shape == (8, 24)
+    # Column c of the result is pixel 4 c; columns next to where one pattern ends see both.
+    assert not textured[:, :7].any() and not textured[:, 9:15].any() and textured[:, 17:].all()
+
+
+def known_tracks(matrix, num_steps=3):
+    """Return tracks from two starts that a camera and an object make, and the object's points."""
+    points = grid_points(HEIGHT, WIDTH).double().numpy()
+    x, y = points.astype(int).T
+    is_object = rectangle(0.2)[y, x]
+    positions = [points]
+    for _ in range(num_steps):
+        positions.append(moved(matrix, positions[-1]) + np.where(is_object[:, None], OWN, 0.0))
+    points_xy = torch.from_numpy(np.stack(positions)).float().expand(2, -1, -1, -1).clone()
+    return Trajectories(points_xy, torch.ones(points_xy.shape[:-1], dtype=torch.bool), (HEIGHT, WIDTH)), is_object
+
+
+@pytest.mark.parametrize("name", CAMERAS)
+def test_tracks_keep_only_what_moves_against_the_background(name):
+    tracks, is_object = known_tracks(CAMERAS[name])
+    own = remove_camera_motion(tracks)
+    assert own.camera_motion_found.shape == (2, 3) and own.camera_motion_found.all()
+    expected = np.where(is_object[:, None], OWN, 0.0)
+    assert np.abs(own.displacements.numpy() - expected).max() < 0.01
+    assert torch.equal(own.points_xy[:, 0], tracks.points_xy[:, 0])
+    assert torch.equal(own.is_visible, tracks.is_visible)
+
+
+def test_a_step_without_a_camera_stays_as_it_is():
+    tracks, _ = known_tracks(CAMERAS["pan"])
+    strays = 8 * torch.randn(tracks.points_xy[0, 0].shape, generator=torch.Generator().manual_seed(0))
+    tracks.points_xy[1, 2:] += strays  # a cut between the second and the third frame
+    own = remove_camera_motion(tracks)
+    assert own.camera_motion_found.tolist() == [[True, True, True], [True, False, True]]
+    assert torch.allclose(own.displacements[1, 1], tracks.displacements[1, 1], atol=1e-4)
+
+
+def test_points_out_of_sight_do_not_say_where_the_camera_goes():
+    tracks, is_object = known_tracks(CAMERAS["pan"])
+    lost = torch.rand(tracks.points_xy.shape[-2], generator=torch.Generator().manual_seed(0)) < 0.5
+    tracks.points_xy[:, 1:, lost] = tracks.points_xy[:, :1, lost]  # they seem to stand still
+    own = remove_camera_motion(tracks.hide(lost))
+    assert own.camera_motion_found.all()
+    seen_background = ~torch.from_numpy(is_object) & ~lost
+    assert own.displacements[..., seen_background, :].abs().max() < 0.01
+
+
+def test_every_method_of_tracks_keeps_whether_a_camera_was_found():
+    own = remove_camera_motion(known_tracks(CAMERAS["pan"])[0])
+    hidden = torch.zeros_like(own.is_visible)
+    for changed in (own.crop(8, 8, 64, 64), own.resize(240, 320), own.flip(), own.hide(hidden)):
+        assert torch.equal(changed.camera_motion_found, own.camera_motion_found)
+    with pytest.raises(ValueError, match=r"camera_motion_found has shape \(2,\) .* must be bool of shape \(2, 3\)"):
+        Trajectories(own.points_xy, own.is_visible, own.frame_size, torch.ones(2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: compensate_camera_motion(torch.zeros(2, 8, 8)), r"flow has shape \(2, 8, 8\)"),
+        (
+            lambda: compensate_camera_motion(torch.zeros(3, 2, 8, 8), torch.zeros(3, 3, 8, 8)),
+            r"frames have shape \(3, 3, 8, 8\); for this flow they must be \(4, 3, 8, 8\)",
+        ),
+        (lambda: compensate_camera_motion(torch.zeros(1, 2, 8, 8), backend="sift"), r"backend \('sift'\) is unknown"),
+        (lambda: estimate_camera_motion(torch.zeros(9, 2), torch.zeros(8, 2)), "must both be"),
+        (lambda: estimate_camera_motion(*[torch.zeros(9, 2)] * 2, torch.ones(9)), "it must be bool"),
+        (
+            lambda: remove_camera_motion(known_tracks(np.eye(3))[0], torch.zeros(9, 3, HEIGHT, WIDTH)),
+            r"start_frames \(None\) must name the 2 frames",
+        ),
+        (
+            lambda: remove_camera_motion(known_tracks(np.eye(3))[0], torch.zeros(5, 3, HEIGHT, WIDTH), (0, 2)),
+            "a track from frame 2",
+        ),
+        (
+            lambda: remove_camera_motion(known_tracks(np.eye(3))[0], torch.zeros(9, 3, 8, 8), (0, 4)),
+            r"the tracks are of \(120, 160\)",
+        ),
+    ],
+)
+def test_mistakes_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
