@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +72,10 @@ def logged(output_dir: Path, name: str = "train/loss") -> dict[int, float]:
     events = EventAccumulator(str(output_dir / "logs" / "mme_pretraining"))
     events.Reload()
     return {event.step: event.value for event in events.Scalars(name)}
+
+
+def free_port() -> int:
+    """Return a port nobody listens on; torchrun's own choice, 0, is handed to its processes as it is."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

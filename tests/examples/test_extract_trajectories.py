@@ -14,7 +14,6 @@ import runs
 from conftest import moving_texture, write_video
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "extract_trajectories.py"
-TWO_PROCESSES = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0")
 
 
 def start(output_dir, *, launcher=(), **flags):
@@ -104,6 +103,7 @@ def test_a_killed_run_goes_on_and_keeps_its_finished_shards(videos, extracted, t
 
 
 def test_two_processes_make_what_one_makes(videos, extracted, tmp_path):
-    output = runs.finish(start(tmp_path / "tracks", launcher=TWO_PROCESSES, train_dir=videos))
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(runs.free_port()))
+    output = runs.finish(start(tmp_path / "tracks", launcher=launcher, train_dir=videos))
     assert rows(tmp_path / "tracks") == rows(extracted[0])
     assert "6 videos in this run" in output and output.count("videos/s\n") == 1

@@ -1,6 +1,5 @@
 """Two processes, on one machine or two, do what one process with twice the batch does."""
 
-import socket
 
 import pytest
 import runs
@@ -24,7 +23,7 @@ def assert_same_run(first, second):
 
 
 def test_two_processes_give_the_losses_of_one_with_twice_the_batch(alone, video_folder, tmp_path):
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()))
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(runs.free_port()))
     flags = {**FLAGS, "train_dir": video_folder, "per_device_train_batch_size": 2}
     runs.finish(runs.start(tmp_path / "two", launcher=launcher, **flags))
     assert_same_run(tmp_path / "two", alone)
@@ -32,7 +31,7 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(alone, video_
 
 def test_two_machines_give_the_losses_of_one_with_twice_the_batch(alone, video_folder, tmp_path):
     flags = {**FLAGS, "train_dir": video_folder, "per_device_train_batch_size": 2}
-    port = str(free_port())
+    port = str(runs.free_port())
     machines = [
         runs.start(
             tmp_path / "two",
@@ -47,9 +46,3 @@ def test_two_machines_give_the_losses_of_one_with_twice_the_batch(alone, video_f
     for machine in machines:
         runs.finish(machine)
     assert_same_run(tmp_path / "two", alone)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
