@@ -27,8 +27,8 @@ class _Level(NamedTuple):
 
 
 # Full resolution first; the last one holds for all further levels. Where most of the work is, patches lie side by side
-# and their middles decide: a quarter of the reading, and the error at borders of moving objects falls by a tenth. Below,
-# where motion may still be wrong by whole pixels, patches overlap and decide with all they have.
+# and their middles decide: a quarter of the reading, and at borders of moving objects the error falls by a tenth.
+# Below, where motion may still be wrong by whole pixels, patches overlap and decide with all they have.
 LEVELS = (_Level(8, 2, 4), _Level(8, 2, 4), _Level(4, 3, 8))
 # Side of the patches that are matched, at every level. Even, so that the centre of an 8 px cell, where the default
 # targets have their points, is the centre of a patch of whole pixels.
@@ -55,11 +55,12 @@ class TorchFlow:
     are the 8 px cells; between their centres flow is interpolated.
 
     Nothing is summed in an order that may change and nothing is multiplied in reduced precision, so CPU and GPU agree
-    to rounding. One pair of 224 x 224 px takes about 2 MB while it is worked on.
+    to rounding.
 
     Attributes:
         num_levels: Pyramid levels at most, full resolution included; small frames have fewer.
-        is_compiled: Whether `torch.compile` fuses the work, which on a GPU is worth its half minute at the first batch.
+        is_compiled: Whether `torch.compile` fuses the work, some 1,300 operations into 200, which on a GPU is worth its
+            minutes at the first batch.
 
     Source: the inverse-compositional steps of Baker and Matthews (2004) on the patches of Dense Inverse Search (Kroeger
         et al., 2016); candidates of neighbours as in PatchMatch (Barnes et al., 2009).
@@ -82,8 +83,12 @@ class TorchFlow:
             pairs: Indices (from, to) of frames.
         """
         used = sorted({index for pair in pairs for index in pair})
-        clips = frames[..., used, :, :, :].reshape(-1, len(used), *frames.shape[-3:])
-        places = torch.tensor([[used.index(index) for index in pair] for pair in pairs], device=frames.device)
+        # `non_blocking`: an index must not wait until the GPU has done what it was given before.
+        frame_indices, places = (
+            torch.tensor(indices).to(frames.device, non_blocking=True)
+            for indices in (used, [[used.index(index) for index in pair] for pair in pairs])
+        )
+        clips = frames.index_select(-4, frame_indices).reshape(-1, len(used), *frames.shape[-3:])
         flow_of_pairs = _compiled_flow_of_pairs() if self.is_compiled else _flow_of_pairs
         with torch.autocast(frames.device.type, enabled=False):
             flow = flow_of_pairs(clips, places, self.num_levels)
@@ -135,7 +140,7 @@ class _Patches(NamedTuple):
     Attributes:
         places: Their pixels in `grid_sample`'s coordinates, (P, K, 2).
         grey: Their grey values, (n, P, K).
-        weights: Gaussian weights of the pixels of a patch, sum 1, (K,).
+        weights: Gaussian weights of the pixels of each patch, 0 outside the frame, sum 1, (P, K).
     """
 
     places: torch.Tensor
@@ -152,8 +157,8 @@ class _Patches(NamedTuple):
         )
         places = self.places.unflatten(1, shape)[:, kept, kept].flatten(1, 2)
         grey = self.grey.unflatten(2, shape)[:, :, kept, kept].flatten(2)
-        weights = self.weights.unflatten(0, shape)[kept, kept].flatten()
-        return _Patches(places, grey, weights / weights.sum())
+        weights = self.weights.unflatten(1, shape)[:, kept, kept].flatten(1)
+        return _Patches(places, grey, _shares(weights))
 
 
 class _Matcher(NamedTuple):
@@ -186,7 +191,8 @@ class _Matcher(NamedTuple):
     def misfit(self, motion: torch.Tensor) -> torch.Tensor:
         """Return the mean absolute difference of each patch but for its brightness, (n, 1, rows, columns)."""
         difference = self.difference(self.compared, motion)
-        difference = (difference - difference.mean(-1, keepdim=True)) * self.compared.weights
+        brightness = (difference * self.compared.weights).sum(-1, keepdim=True)
+        difference = (difference - brightness) * self.compared.weights
         # The norm reads the product once: in eager mode what limits a GPU is how often memory is read and written.
         return difference.norm(p=1, dim=-1).unflatten(1, self.grid_size)[:, None]
 
@@ -222,14 +228,11 @@ def _matcher(before: torch.Tensor, after: torch.Tensor, level: _Level) -> _Match
     spacing_px = level.spacing_px
     height, width = before.shape[-2:]
     rows, columns = -(-height // spacing_px), -(-width // spacing_px)
-    offsets = torch.arange(PATCH_SIZE_PX, device=before.device) - (PATCH_SIZE_PX - 1) / 2
-    bell = torch.exp(-(offsets**2) / (2 * PATCH_SIGMA_PX**2))
-    weights = (bell[:, None] * bell / bell.sum() ** 2).flatten()
-
     padded = F.pad(before, (1, 1, 1, 1), mode="replicate")
     gradient_x = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
     gradient_y = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
     grey, x, y = (_patches(plane, spacing_px, rows, columns) for plane in (before, gradient_x, gradient_y))
+    places, weights, px = _patch_pixels(before, spacing_px, rows, columns)
     # Without their means the gradients do not see a change of brightness.
     x = x - (x * weights).sum(-1, keepdim=True)
     y = y - (y * weights).sum(-1, keepdim=True)
@@ -241,18 +244,35 @@ def _matcher(before: torch.Tensor, after: torch.Tensor, level: _Level) -> _Match
     steps_x = (yy * scale) * weighted_x - (xy * scale) * weighted_y
     steps_y = (xx * scale) * weighted_y - (xy * scale) * weighted_x
 
-    # grid_sample's coordinates span the image's edges, -0.5 to w - 0.5, as -1 to 1.
-    px = torch.stack([offsets.new_full((), 2 / width), offsets.new_full((), 2 / height)])
-    pixel_y, pixel_x = (
-        (torch.arange(count, device=before.device) * spacing_px + (spacing_px - 1) / 2)[:, None] + offsets
-        for count in (rows, columns)
-    )
-    shape = (rows, columns, PATCH_SIZE_PX, PATCH_SIZE_PX)
-    pixels = torch.stack([pixel_x[None, :, None].expand(shape), pixel_y[:, None, :, None].expand(shape)], dim=-1)
-    places = (pixels.flatten(2, 3).flatten(0, 1) + 0.5) * px - 1  # (P, K, 2)
     patches = _Patches(places, grey, weights)
     middle = patches.middle(level.compared_size_px)
     return _Matcher(after, patches, middle, steps_x, steps_y, px, (rows, columns))
+
+
+def _patch_pixels(
+    image: torch.Tensor, spacing_px: int, rows: int, columns: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return places and weights of the pixels of all patches (see `_Patches`), and a pixel (see `_Matcher.px`)."""
+    offsets = torch.arange(PATCH_SIZE_PX, device=image.device) - (PATCH_SIZE_PX - 1) / 2
+    bell = torch.exp(-(offsets**2) / (2 * PATCH_SIGMA_PX**2))
+    places, weights, px = [], [], []
+    for count, length in ((columns, image.shape[-1]), (rows, image.shape[-2])):
+        centres = torch.arange(count, device=image.device) * spacing_px + (spacing_px - 1) / 2
+        pixels = centres[:, None] + offsets
+        # grid_sample's coordinates span the image's edges, -0.5 to w - 0.5, as -1 to 1.
+        px.append(offsets.new_full((), 2 / length))
+        places.append((pixels + 0.5) * px[-1] - 1)
+        weights.append(bell * (pixels >= 0) * (pixels < length))  # what the border is padded with says nothing
+    (x, y), (weight_x, weight_y) = places, weights
+    shape = (rows, columns, PATCH_SIZE_PX, PATCH_SIZE_PX)
+    xy = torch.stack([x[None, :, None].expand(shape), y[:, None, :, None].expand(shape)], dim=-1)
+    weight = weight_y[:, None, :, None] * weight_x[None, :, None]
+    return xy.flatten(2, 3).flatten(0, 1), _shares(weight.flatten(2, 3).flatten(0, 1)), torch.stack(px)
+
+
+def _shares(weights: torch.Tensor) -> torch.Tensor:
+    """Return weights (P, K) with the sum 1 for each patch, or 0 for one that lies outside the frame."""
+    return weights / weights.sum(-1, keepdim=True).clamp(min=1e-6)
 
 
 def _patches(planes: torch.Tensor, spacing_px: int, rows: int, columns: int) -> torch.Tensor:
