@@ -159,3 +159,15 @@ def test_gpu_and_cpu_agree():
     difference = (flow - expected).norm(dim=-3)
     assert difference.mean() < 1e-3 and (difference > 0.01).float().mean() < 0.005
     assert torch.equal(flow, TorchFlow()(frames.cuda(), [(0, 1), (1, 2)]).cpu())
+
+
+@needs_cuda
+def test_tracking_never_waits_for_the_gpu():
+    frames, points = moving(1.3, 0.6, (64, 80), num_clips=2).cuda(), grid_points(64, 80)
+    expected = build_tracker("torch")(frames, points, start_frames=(0, 1), num_steps=1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        tracks = build_tracker("torch")(frames, points, start_frames=(0, 1), num_steps=1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(tracks.points_xy, expected.points_xy)

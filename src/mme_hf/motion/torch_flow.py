@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ..trajectories_mme import constant_on
 from .flow_tracker import median_filter_3x3
 
 
@@ -83,12 +84,8 @@ class TorchFlow:
             pairs: Indices (from, to) of frames.
         """
         used = sorted({index for pair in pairs for index in pair})
-        # `non_blocking`: an index must not wait until the GPU has done what it was given before.
-        frame_indices, places = (
-            torch.tensor(indices).to(frames.device, non_blocking=True)
-            for indices in (used, [[used.index(index) for index in pair] for pair in pairs])
-        )
-        clips = frames.index_select(-4, frame_indices).reshape(-1, len(used), *frames.shape[-3:])
+        places = constant_on(frames.device, [[used.index(index) for index in pair] for pair in pairs])
+        clips = frames.index_select(-4, constant_on(frames.device, used)).reshape(-1, len(used), *frames.shape[-3:])
         flow_of_pairs = _compiled_flow_of_pairs() if self.is_compiled else _flow_of_pairs
         with torch.autocast(frames.device.type, enabled=False):
             flow = flow_of_pairs(clips, places, self.num_levels)
