@@ -193,7 +193,8 @@ def main() -> None:
         f"{arguments.repeats}.",
         "",
     ]
-    write_section(RESULTS, device, heading + lines)
+    title = "# Tracker `torch`\n\nWritten by benchmarks/bench_torch_tracker.py."
+    write_section(RESULTS, title, device, heading + lines)
     print("\n".join(heading + lines))
 
 
