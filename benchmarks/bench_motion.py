@@ -1,6 +1,7 @@
 """Trackers against motion that is known: error, visibility, time. Writes benchmarks/results/motion.md.
 
     python benchmarks/bench_motion.py [--clips FOLDER] [--repeats 3]
+    python benchmarks/bench_motion.py --trackers dis torch "DIS preset medium"    # prints, and writes nothing
 
 Real frames (of the sample clips, and of the videos in FOLDER) are moved by known fields, see known_motion.py. One
 thread; trackers take turns on every scene, so that load hits all alike. Trackers that are not installed are left out.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import shlex
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -58,11 +60,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=Path, help="Folder of more videos to take frames from.")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--trackers", nargs="+", choices=list(TRACKERS), help="Only these, printed beside what times are compared with."
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     images = source_images(arguments.clips)
-    trackers = available_trackers()
+    trackers = available_trackers(arguments.trackers)
     sections = [
         heading(arguments, len(images)),
         one_step(trackers, images, arguments.repeats),
@@ -72,14 +77,16 @@ def main() -> None:
     ]
     if torch.cuda.is_available():
         sections.append(on_gpu(images))
-    RESULTS.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    print(RESULTS.read_text(encoding="utf-8"))
+    report = "\n\n".join(sections) + "\n"
+    if not arguments.trackers:
+        RESULTS.write_text(report, encoding="utf-8")
+    print(report)
 
 
-def available_trackers() -> dict[str, FlowTracker]:
+def available_trackers(wanted: list[str] | None) -> dict[str, FlowTracker]:
     trackers = {}
     for label, (name, options) in TRACKERS.items():
-        if name not in REGISTERED:
+        if name not in REGISTERED or (wanted and label not in (*wanted, YARDSTICK)):
             continue
         tracker = build_tracker(name, **options)
         if name == "tvl1" and not TVL1Flow.is_available():
@@ -96,6 +103,7 @@ def available_trackers() -> dict[str, FlowTracker]:
 
 def heading(arguments: argparse.Namespace, num_images: int) -> str:
     extra = f" --clips {arguments.clips.name}" if arguments.clips else ""
+    extra += f" --trackers {shlex.join(arguments.trackers)}" if arguments.trackers else ""
     return (
         "# Motion trackers against known motion\n\n"
         f"Written by `python benchmarks/bench_motion.py{extra} --repeats {arguments.repeats}`. "

@@ -3,13 +3,15 @@
 The clips are those of pre-training: 8 tubelets, 5 steps from each, so 40 pairs of frames of 224 x 224 px a clip. Time
 of the flow alone, and of the tracker with reading the flow and judging what is visible. On a GPU also the share that
 this takes of a pre-training step of ViT-B on as many clips (bf16, see bench_training_step.py), memory, and how far its
-flow is from the CPU's.
+flow is from the CPU's. On any device, the operations that eager mode runs and the memory they read and write, which on
+a GPU is what limits it.
 
     python benchmarks/bench_torch_tracker.py                    # GPU: 64 clips; CPU: 1 clip, one thread
     python benchmarks/bench_torch_tracker.py --device cpu --batch_size 2
 """
 
 import argparse
+import math
 import platform
 import statistics
 import time
@@ -19,6 +21,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from bench_training_step import build_variant, machine, synchronize, write_section
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mme_hf import build_tracker, grid_points
 from mme_hf.motion import FlowTracker
@@ -98,6 +102,41 @@ def tracker_table(clips: torch.Tensor, repeats: int, device: str) -> tuple[list[
     return lines, seconds
 
 
+class MemoryTraffic(TorchDispatchMode):
+    """Counts the operations that make new memory, and the bytes that they read and write."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_operations, self.num_bytes = 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        outcome = function(*args, **(kwargs or {}))
+        read, made = (
+            [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)] for tree in ((args, kwargs), outcome)
+        )
+        places = {tensor.untyped_storage().data_ptr() for tensor in read}
+        if any(tensor.untyped_storage().data_ptr() not in places for tensor in made):  # a view moves nothing
+            self.num_operations += 1
+            self.num_bytes += sum(map(held_bytes, read + made))
+        return outcome
+
+
+def held_bytes(tensor: torch.Tensor) -> int:
+    """Return the size of a tensor in memory, where what is repeated by `expand` is there once."""
+    lengths = (length for length, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
+    return tensor.element_size() * math.prod(lengths)
+
+
+def memory_traffic(clips: torch.Tensor) -> str:
+    with MemoryTraffic() as traffic:
+        build_tracker("torch").flow(clips[:1], PAIRS)
+    megabytes = traffic.num_bytes / len(PAIRS) / 1e6
+    return (
+        f"Eager: {traffic.num_operations:,} operations a batch, which read and write {megabytes:.0f} MB a pair. At the "
+        f"4.8 TB/s of an H200's memory that alone would allow {4.8e6 / megabytes:,.0f} pairs a second."
+    )
+
+
 def share_of_a_training_step(seconds: dict[str, float], batch_size: int, repeats: int) -> list[str]:
     lines = [
         "",
@@ -143,6 +182,7 @@ def main() -> None:
     batch_size = arguments.batch_size or (64 if device == "cuda" else 1)
     clips = moving_clips(batch_size, device)
     lines, seconds = tracker_table(clips, arguments.repeats, device)
+    lines += ["", memory_traffic(clips)]
     if device == "cuda":
         lines += share_of_a_training_step(seconds, batch_size, arguments.repeats)
         lines += agreement_with_cpu(clips)
@@ -153,7 +193,8 @@ def main() -> None:
         f"{arguments.repeats}.",
         "",
     ]
-    write_section(RESULTS, device, heading + lines)
+    title = "# Tracker `torch`\n\nWritten by benchmarks/bench_torch_tracker.py."
+    write_section(RESULTS, title, device, heading + lines)
     print("\n".join(heading + lines))
 
 

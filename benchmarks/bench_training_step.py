@@ -295,13 +295,13 @@ def machine(device: str) -> str:
     return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def write_section(path: Path, section: str, lines: list[str]) -> None:
-    """Write one section of the results file, keeping the other one."""
+def write_section(path: Path, heading: str, section: str, lines: list[str]) -> None:
+    """Write `heading` and one section of the results file, keeping the other one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     old = path.read_text() if path.exists() else ""
     sections = dict(re.findall(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->", old, flags=re.DOTALL))
     sections[section] = "\n".join(lines) + "\n"
-    text = "# Training step\n\nWritten by benchmarks/bench_training_step.py.\n"
+    text = heading + "\n"
     for name in sorted(sections):
         text += f"\n<!-- begin {name} -->\n{sections[name]}<!-- end {name} -->\n"
     path.write_text(text)
@@ -335,7 +335,8 @@ def main() -> None:
         "",
         *table,
     ]
-    write_section(arguments.output, device, lines)
+    heading = "# Training step\n\nWritten by benchmarks/bench_training_step.py."
+    write_section(arguments.output, heading, device, lines)
     print("\n".join(lines))
 
 

@@ -312,7 +312,8 @@ def track_points(
         Trajectories with S = len(start_frames), on the device of `flow`.
 
     Raises:
-        ValueError: If shapes disagree, a value is not finite, or a track needs more frames than `flow` has.
+        ValueError: If shapes disagree, a value is not finite, or a track needs more frames than `flow` has. On a CUDA
+            device a value that is not finite fails an assertion there instead: an error here would have to wait for it.
 
     Source: Masked Motion Encoding, equation 2: p_{t+1} = p_t + w_t(p_t). Differs from the published code in reading
         sub-pixel flow; see `border`, `interpolation` and the tracker's `flow_precision` for its numerics.
@@ -327,14 +328,14 @@ def track_points(
         raise ValueError(f"border ({border!r}) is unknown. Choose 'free' or 'clamp'.")
     check_tracked_frames(flow.shape[-4] + 1, start_frames, num_steps)
     for name, values in (("flow", flow), ("points_xy", points_xy)):
-        if not values.sum(dtype=torch.float32).isfinite():  # a sum, as it needs no memory: nan and inf stay in it
-            raise ValueError(f"{name} holds values that are not finite (nan or inf). Replace them, for example by 0.")
+        _check_finite(name, values)
 
     frame_size = (flow.shape[-2], flow.shape[-1])
     flow_rows = flow.to(torch.float32).movedim(-3, -1).flatten(-4, -2)  # (..., T * H * W, 2)
-    starts = torch.tensor(start_frames, device=flow.device)[:, None]
+    starts = constant_on(flow.device, start_frames)[:, None]
     shape = (*flow.shape[:-4], len(start_frames), *points_xy.shape)
-    position = points_xy.to(flow.device, torch.float32).expand(shape)  # (..., S, P, 2)
+    # Only onto a GPU: what is fetched from one may not be there yet.
+    position = points_xy.to(flow.device, torch.float32, non_blocking=flow.is_cuda).expand(shape)  # (..., S, P, 2)
     read_at, visible = position, is_inside(position, frame_size)
     positions, visibles = [position], [visible]
     for step in range(num_steps):
@@ -346,6 +347,25 @@ def track_points(
         positions.append(position)
         visibles.append(visible)
     return Trajectories(torch.stack(positions, dim=-3), torch.stack(visibles, dim=-2), frame_size)
+
+
+def _check_finite(name: str, values: torch.Tensor) -> None:
+    is_finite = values.sum(dtype=torch.float32).isfinite()  # a sum, as it needs no memory: nan and inf stay in it
+    message = f"{name} holds values that are not finite (nan or inf). Replace them, for example by 0."
+    if values.is_cuda:
+        torch._assert_async(is_finite, message)
+    elif not is_finite:
+        raise ValueError(message)
+
+
+def constant_on(device: torch.device, values: Sequence[Any]) -> torch.Tensor:
+    """Return a few numbers as a tensor on a device, without waiting until that has done what it was given before.
+
+    Args:
+        device: Where the tensor is to be.
+        values: Numbers, or sequences of numbers.
+    """
+    return torch.tensor(values).to(device, non_blocking=True)
 
 
 def check_tracked_frames(num_frames: int, start_frames: Sequence[int], num_steps: int) -> None:

@@ -52,6 +52,21 @@ def test_small_frames_give_finite_flow(size):
     assert TorchFlow()(frames, [(1, 1)]).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("size", [(5, 7), (33, 70)])
+@pytest.mark.parametrize("values", [(0, 0), (255, 255), (0, 255)])
+def test_uniform_frames_do_not_move(size, values):
+    frames = torch.tensor(values, dtype=torch.uint8)[:, None, None, None].expand(2, 3, *size)
+    assert torch.equal(TorchFlow()(frames, [(0, 1)]), torch.zeros(1, 2, *size))
+
+
+def test_any_number_of_leading_dimensions_is_a_batch():
+    clips = moving(1.25, -0.5, (24, 40), num_frames=4, num_clips=6)
+    flow = TorchFlow()(clips.unflatten(0, (2, 3)), [(0, 2), (3, 1)])
+    assert flow.shape == (2, 3, 2, 2, 24, 40)
+    for clip, expected in zip(clips, flow.flatten(0, 1), strict=True):
+        torch.testing.assert_close(TorchFlow()(clip, [(0, 2), (3, 1)]), expected, atol=1e-4, rtol=0)
+
+
 def test_frames_of_16_px_are_tracked():
     points = grid_points(16, 16)
     tracks = build_tracker("torch")(moving(0.5, 0.25, (16, 16))[0], points, num_steps=1)
@@ -144,3 +159,15 @@ def test_gpu_and_cpu_agree():
     difference = (flow - expected).norm(dim=-3)
     assert difference.mean() < 1e-3 and (difference > 0.01).float().mean() < 0.005
     assert torch.equal(flow, TorchFlow()(frames.cuda(), [(0, 1), (1, 2)]).cpu())
+
+
+@needs_cuda
+def test_tracking_never_waits_for_the_gpu():
+    frames, points = moving(1.3, 0.6, (64, 80), num_clips=2).cuda(), grid_points(64, 80)
+    expected = build_tracker("torch")(frames, points, start_frames=(0, 1), num_steps=1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        tracks = build_tracker("torch")(frames, points, start_frames=(0, 1), num_steps=1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(tracks.points_xy, expected.points_xy)

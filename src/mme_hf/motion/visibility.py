@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from ..trajectories_mme import Trajectories, is_inside
+from ..trajectories_mme import Trajectories, constant_on, is_inside
 
 # A patch is 4 x 4 samples of the frame at half size: 8 px wide, and half as noisy.
 SAMPLES_PER_SIDE = 4
@@ -38,18 +38,18 @@ def hide_lost_points(
             deviation (plus 5 grey values).
     """
     height, width = tracks.frame_size
-    steps = torch.arange(tracks.num_steps + 1)
-    seen = (torch.as_tensor(list(start_frames))[:, None] + steps).flatten()
-    used, place = seen.unique(return_inverse=True)
-    grey = frames.index_select(-4, used.to(frames.device)).float().mean(-3, keepdim=True)  # (..., U, 1, H, W)
+    seen = [start + step for start in start_frames for step in range(tracks.num_steps + 1)]
+    used = sorted(set(seen))
+    place = constant_on(frames.device, [used.index(frame) for frame in seen])
+    grey = frames.index_select(-4, constant_on(frames.device, used)).float().mean(-3, keepdim=True)  # (..., U, 1, H, W)
     grey = F.avg_pool2d(grey.flatten(0, -4), 2).unflatten(0, grey.shape[:-3])
-    grey = grey.index_select(-4, place.to(frames.device)).flatten(0, -4)  # (n, 1, H / 2, W / 2), n = ... S (L + 1)
+    grey = grey.index_select(-4, place).flatten(0, -4)  # (n, 1, H / 2, W / 2), n = ... S (L + 1)
 
     offset = (torch.arange(SAMPLES_PER_SIDE, device=frames.device) - (SAMPLES_PER_SIDE - 1) / 2) * SAMPLE_SPACING_PX
     offsets = torch.stack(torch.meshgrid(offset, offset, indexing="xy"), dim=-1).flatten(0, 1)
     samples_xy = tracks.points_xy.flatten(0, -3)[:, :, None] + offsets  # (n, P, K, 2)
     # grid_sample's coordinates span the frame's edges, -0.5 to W - 0.5, as -1 to 1, at any resolution.
-    samples_xy = (samples_xy + 0.5) * (2 / samples_xy.new_tensor([width, height])) - 1
+    samples_xy = (samples_xy + 0.5) * constant_on(frames.device, [2 / width, 2 / height]) - 1
     patches = F.grid_sample(grey, samples_xy, padding_mode="border", align_corners=False)[:, 0]
     patches = patches.unflatten(0, tracks.points_xy.shape[:-2])  # (..., S, L + 1, P, K)
     patches = patches - patches.mean(-1, keepdim=True)
