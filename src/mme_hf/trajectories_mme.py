@@ -43,6 +43,7 @@ class Trajectories:
     points_xy: torch.Tensor
     is_visible: torch.Tensor
     frame_size: tuple[int, int]
+    camera_motion_found: torch.Tensor | None = None
 
     def __post_init__(self):
         if self.points_xy.ndim < 4 or self.points_xy.shape[-1] != 2:
