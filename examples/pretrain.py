@@ -141,7 +141,7 @@ class Pretraining:
             what=f"{self.num_steps} updates of {self.global_batch_size} clips, peak learning rate "
             f"{scaled_learning_rate(args.learning_rate, self.global_batch_size):.2e}, seed {args.seed}",
         )
-        if args.motion_health and self.accelerator.is_main_process:
+        if args.motion_health and not state.step and self.accelerator.is_main_process:
             sampling = train_sampling(args, self.held_out_fraction)
             options = {"sampling": sampling, "stored_tracks": self.stored_tracks, "seed": args.seed}
             report_motion(self.records, self.processor, self.output_dir, **options)
@@ -190,7 +190,7 @@ class Pretraining:
             except ValueError as error:  # targets that keep no pixels of motion, or no clip that could be read
                 logger.warning("no motion.png: %s", error)
             logger.info("saved in %s: config.json, model.safetensors, video_preprocessor_config.json,", self.output_dir)
-            logger.info("  README.md (model card), motion.png (target beside prediction), motion_health.json")
+            logger.info("  README.md (model card), motion.png (target beside prediction)")
             if self.args.with_tracking:
                 logger.info("  logs (tensorboard --logdir %s)", self.output_dir / "logs")
             for log in filter(None, (self.bad_videos, self.bad_held_out_videos)):

@@ -75,12 +75,11 @@ def draw(args: argparse.Namespace) -> list[Path]:
     """Write everything and return the paths."""
     folder, stem = Path(args.output_dir), Path(args.video).stem
     processor = processor_of(args)
-    raw_frames, frames_per_second = read_clip(args, processor)
+    # Tracks as long as from one tubelet to the next follow points through the whole clip without a gap.
+    between_tubelets = {"trajectory_num_steps": processor.tubelet_size * processor.frame_stride}
+    continuous = MMEVideoProcessor(**{**processor.to_dict(), "motion_targets": {"position": {}}, **between_tubelets})
+    raw_frames, frames_per_second = read_clip(args, continuous)
     folder.mkdir(parents=True, exist_ok=True)
-
-    # Tracks as long as from one tubelet to the next follow every point through the whole clip without a gap.
-    continuous = MMEVideoProcessor(**{**processor.to_dict(), "motion_targets": {"position": {}}})
-    continuous.trajectory_num_steps = processor.tubelet_size * processor.frame_stride
     observer = ClipObserver(continuous)
     observer(raw_frames, source=args.video, generator=torch.Generator().manual_seed(args.seed))
     (clip,) = observer.clips
@@ -101,7 +100,8 @@ def draw(args: argparse.Namespace) -> list[Path]:
         paths.append(folder / f"{stem}_prediction.png")
         model = MMEForPreTraining.from_pretrained(args.checkpoint)
         generator = torch.Generator().manual_seed(args.seed)
-        inputs = processor(raw_frames, return_targets=True, generator=generator, return_tensors="pt")
+        own_frames = raw_frames[: processor.raw_window_for(len(raw_frames))]
+        inputs = processor(own_frames, return_targets=True, generator=generator, return_tensors="pt")
         draw_motion_prediction(model, processor, inputs, paths[-1], title=f"{stem}, predicted by {args.checkpoint}")
     return paths
 

@@ -85,7 +85,7 @@ def draw_tracks(
         if count:
             way[point] = points_xy[count - 1, point] - points_xy[0, point]
     colors = direction_colors(way)
-    is_static = np.hypot(*way.T) < STATIC_STEP_PX * (len(points_xy) - 1)
+    is_static = np.hypot(*way.T) <= STATIC_STEP_PX * (len(points_xy) - 1)
     # Moving points last, so that nothing hides them.
     for point in np.argsort(~is_static, kind="stable"):
         count = num_seen[point]

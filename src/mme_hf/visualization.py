@@ -181,21 +181,23 @@ def clip_animation(clip: ObservedClip, without_camera: Trajectories) -> list[Ima
         clip: With tracks.
         without_camera: Its tracks less the motion of the camera.
     """
-    factor = tracks_factor(clip.tracks)
+    factor, num_steps = tracks_factor(clip.tracks), clip.tracks.num_steps
     pictures = []
-    for number in range(clip.start_frames[0], clip.start_frames[-1] + clip.tracks.num_steps + 1):
-        start = max(index for index, first in enumerate(clip.start_frames) if first <= number)
-        step = min(number - clip.start_frames[start], clip.tracks.num_steps)
-        if step == 0 and start:
-            continue  # the track before arrives at this frame too
-        frame = pixels_of(clip.frames[clip.start_frames[start] + step])
+    for number in range(clip.start_frames[0], clip.start_frames[-1] + num_steps + 1):
+        # The track that began first: it goes on until it ends, and only then the next one takes over.
+        running = (index for index, first in enumerate(clip.start_frames) if first <= number <= first + num_steps)
+        start = next(running, None)
+        frame = pixels_of(clip.frames[number])
         size = panel_size(frame.shape[:2])
         panels = []
         for tracks in (clip.tracks, without_camera):
-            points, visible = _arrays(tracks, start)
-            # What is left of the motion has its heads where the points are.
-            points = points[: step + 1] + (clip.tracks.points_xy[start, step].numpy() - points[step])
-            panels.append(draw_tracks(frame, points, visible[: step + 1], size=size, factor=factor, anchor=-1))
+            points, visible = np.zeros((1, 0, 2)), np.zeros((1, 0), bool)
+            if start is not None:
+                step = number - clip.start_frames[start]
+                points, visible = _arrays(tracks, start)
+                # What is left of the motion has its heads where the points are.
+                points = points[: step + 1] + (clip.tracks.points_xy[start, step].cpu().numpy() - points[step])
+            panels.append(draw_tracks(frame, points, visible[: len(points)], size=size, factor=factor, anchor=-1))
         names = (f"tracks, {times(factor)}", "without camera motion")
         pictures.append(table([[picture(frame, size), *panels]], column_names=("frames", *names), shows_wheel=False))
     return pictures

@@ -39,7 +39,11 @@ def test_a_run_leaves_all_that_it_promises(videos, tmp_path):
         assert words in output
     card = (folder / "README.md").read_text()
     assert "| position |" in card and str(tmp_path) not in card
-    assert (folder / "motion.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("motion.png", "motion_tracks.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    # Of the six videos that can be read; a few lines on the screen.
+    assert json.loads((folder / "motion_health.json").read_text())["num_clips"] == 6
+    assert "motion health of 6 clips: " in output and "loss of predicting the mean: shape" in output
     (bad,) = [json.loads(line) for line in (folder / "bad_videos.jsonl").read_text().splitlines()]
     assert bad["source"] == str(videos / "right" / "broken.mp4")
     assert (folder / "ignored_files.txt").read_text() == f"{videos / 'left' / 'notes.txt'}\n"

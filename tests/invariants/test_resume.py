@@ -47,7 +47,9 @@ def test_killed_while_it_writes_a_checkpoint_and_resumed(sources, kind, tmp_path
         "dataloader_num_workers": 2,
         "checkpointing_steps": 2,
     }
-    runs.finish(runs.start(tmp_path / "whole", **flags))
+    # Looking at the motion first must not change the run either.
+    runs.finish(runs.start(tmp_path / "whole", motion_health="false", **flags))
+    assert not (tmp_path / "whole" / "motion_health.json").exists()
     # The same command line for the first start and for every restart.
     killed, flags = tmp_path / "killed", {**flags, "resume_from_checkpoint": "latest"}
     process = runs.start(killed, **flags)
@@ -57,8 +59,10 @@ def test_killed_while_it_writes_a_checkpoint_and_resumed(sources, kind, tmp_path
     assert "starting from the beginning" in output
     assert (killed / "checkpoint-2").is_dir()
     assert not (killed / "model.safetensors").exists()
+    (killed / "motion_health.json").unlink()
     output = runs.finish(runs.start(killed, **flags))
     assert "resumed from" in output
+    assert "motion health" not in output and not (killed / "motion_health.json").exists()
     whole, resumed = runs.weights(tmp_path / "whole"), runs.weights(killed)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -2,14 +2,17 @@
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import cycle
 
+import numpy as np
 import pytest
 import torch
 
 
 from mme_hf import MOTION_TARGETS, MMEVideoProcessor
-from mme_hf.data import load_folder_records, load_sample_records
+from mme_hf.data import ClipSampling, load_folder_records, load_sample_records
 from mme_hf.motion import DISFlow, FlowTracker, build_tracker
 from mme_hf.motion.health import MotionHealth
 from mme_hf.motion.report import health_of, main, observe_clips, report_motion
@@ -49,18 +52,18 @@ class Still:
         return Trajectories(positions, visible, tuple(frames.shape[-2:]))
 
 
-@dataclass(frozen=True)
 class Altered:
     """Right tracks whose displacements were multiplied, as when a crop is resized and they are not."""
 
-    factors: tuple[float, float]
     name = "altered"
-    options = {}
+
+    def __init__(self, *factors: tuple[float, float]):
+        self.factors: Iterator[tuple[float, float]] = cycle(factors)
 
     def __call__(self, frames, points_xy, *, start_frames=(0,), num_steps):
         tracks = build_tracker("dis")(frames, points_xy, start_frames=start_frames, num_steps=num_steps)
         first = tracks.points_xy[:, :1]
-        return replace(tracks, points_xy=first + (tracks.points_xy - first) * torch.tensor(self.factors))
+        return replace(tracks, points_xy=first + (tracks.points_xy - first) * torch.tensor(next(self.factors)))
 
 
 class StoredAsBytes:
@@ -86,6 +89,7 @@ def test_real_clips_with_default_options_give_no_warning(healthy):
     assert healthy.warnings == []
     # The limits leave room on either side of these.
     assert healthy.best_alteration == "as they are" and healthy.missed_share < 0.2 and healthy.subpixel_share > 0.9
+    assert healthy.misfit_share == 0.0
     assert healthy.targets["position"].agreement == pytest.approx(1.0)
     assert healthy.targets["shape"].repeat_difference == 0.0
 
@@ -104,6 +108,7 @@ def test_fault_1_whole_pixels_are_named():
     [
         (0.5, "2 times too small"),
         (0.75, "1.33 times too small"),
+        (7 / 8, "1.14 times too small"),
         (8 / 7, "1.14 times too large"),
         (4 / 3, "1.33 times too large"),
         (2.0, "2 times too large"),
@@ -112,6 +117,14 @@ def test_fault_1_whole_pixels_are_named():
 def test_fault_2_tracks_that_were_not_resized_along_are_named(factor, words):
     health = health_with(tracker=Altered((factor, factor)))
     assert any(words in warning for warning in health.warnings), health.warnings
+
+
+def test_fault_2_multi_scale_crops_are_named_where_one_factor_fits_none():
+    # Clip by clip too small and too large, so that over all of them nothing is better than leaving tracks alone.
+    # The first is for the grey clip that the collator asks the shapes of.
+    health = health_with(tracker=Altered((1.0, 1.0), (0.75, 0.75), (4 / 3, 4 / 3), (4 / 3, 4 / 3), (0.75, 0.75)))
+    assert "Were each clip's own crop, resize and flip applied" in only_warning(health)
+    assert health.misfit_share == 1.0
 
 
 def test_tracks_that_were_not_flipped_along_are_named():
@@ -147,6 +160,35 @@ def test_raw_bytes_of_flow_read_as_pixels_are_named():
     assert "(128, 128) px: is raw flow (0..255, 128 for rest) read as pixels?" in health.warnings[0]
 
 
+def folder_of(folder, *videos: np.ndarray) -> MotionHealth:
+    for number, frames in enumerate(videos):
+        write_video(folder / f"{number}.mp4", frames)
+    processor = processor_with()
+    return health_of(observe_clips(load_folder_records(folder), processor), processor)
+
+
+def test_frames_that_truly_rest_are_no_fault(tmp_path):
+    # A still scene seen by a camera with noise, and frames that are all the same beside videos that move.
+    (tmp_path / "noisy").mkdir()
+    (tmp_path / "same").mkdir()
+    noise = np.random.default_rng(0).normal(0, 2, (64, SIDE, SIDE, 3))
+    scenes = [moving_texture(1, SIDE, SIDE, seed=seed) for seed in range(4)]
+    noisy = [np.clip(scene + noise, 0, 255).astype(np.uint8) for scene in scenes]
+    health = folder_of(tmp_path / "noisy", *noisy)
+    assert health.warnings == [] and health.static_share > 0.9
+    same = [np.repeat(scene, 64, axis=0) for scene in scenes]
+    moving = [moving_texture(64, SIDE, SIDE, velocity=velocity, seed=9) for velocity in ((1.0, 0.0), (-0.5, 0.7))]
+    health = folder_of(tmp_path / "same", *same[:2], *moving)
+    assert health.warnings == [] and health.repeated_share == 0.0
+
+
+def test_frames_copied_to_raise_the_rate_are_named(tmp_path):
+    videos = [np.repeat(moving_texture(32, SIDE, SIDE, seed=seed), 2, axis=0) for seed in range(2)]
+    health = folder_of(tmp_path, *videos)
+    assert "50 % of the frames repeat the one before" in only_warning(health)
+    assert "mpdecimate" in only_warning(health)
+
+
 def test_a_target_that_drowns_the_others_is_named():
     health = health_with(motion_targets={"shape": {"weight": 1000.0}, "position": {}})
     assert "shape makes" in only_warning(health) and "Change the weights" in only_warning(health)
@@ -174,6 +216,13 @@ def test_words_table_and_json_hold_the_same(healthy):
     assert values["targets"]["shape"]["agreement"] is None
     assert values["valid_share"] == healthy.valid_share
     assert 6 <= len(str(healthy).splitlines()) <= 10
+    assert len(healthy.summary().splitlines()) == 3 and healthy.summary().endswith("no warnings")
+    assert len(faulty.summary().splitlines()) == 3 and faulty.summary().endswith("WARNING: something is off")
+
+
+def test_each_clip_is_of_another_video():
+    clips = observe_clips(load_sample_records(), processor_with(), sampling=ClipSampling(samples_per_video=3))
+    assert len({clip.source for clip in clips}) == len(clips) == 4
 
 
 def test_a_data_set_that_cannot_be_read_is_said(tmp_path, caplog):
@@ -191,3 +240,5 @@ def test_the_command_writes_what_it_says(video_folder, tmp_path):
 def test_the_command_refuses_in_one_line(tmp_path):
     with pytest.raises(SystemExit, match=r"error: train_dir \('.*'\) is not a folder"):
         main(["--train_dir", str(tmp_path / "none")])
+    with pytest.raises(SystemExit, match=r"num_clips \(0\) must be at least 1"):
+        main(["--num_clips", "0"])

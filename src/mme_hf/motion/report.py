@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -130,13 +130,13 @@ def observe_clips(
     stored_tracks: StoredTracks | None = None,
     seed: int = 0,
 ) -> list[ObservedClip]:
-    """Return the first clips of the first epoch, observed on their way; videos that cannot be read are passed over.
+    """Return a clip of each of the first videos of the first epoch, observed on its way; unreadable ones are left out.
 
     Args:
         records: The videos.
         processor: Makes the samples.
         num_clips: How many clips to take, at most.
-        sampling: How clips are cut.
+        sampling: How clips are cut; of each video only one is taken, as those of one video say the same.
         stored_tracks: Where tracks are read; None to track on line.
         seed: Seed of order, crops and masks.
     """
@@ -146,8 +146,8 @@ def observe_clips(
         # Shuffling a stream would first fill a buffer.
         records.limited(num_clips) if is_stream else records,
         observer,
-        batch_size=(sampling or ClipSampling()).samples_per_video,
-        sampling=sampling,
+        batch_size=1,
+        sampling=replace(sampling or ClipSampling(), samples_per_video=1),
         stored_tracks=stored_tracks,
         shuffle=not is_stream,
         seed=seed,
@@ -155,8 +155,8 @@ def observe_clips(
     )
     observer.clips.clear()  # the collator asks for the shapes of a grey clip
     sources: list[str] = []
-    # Targets and trackers of others may draw from torch's own generator; the run must not notice.
-    with torch.random.fork_rng():
+    # Targets and trackers of others may draw from torch's own generators; the run must not notice.
+    with torch.random.fork_rng(_devices_in_use()):
         for batch in islice(loader, 2 * num_clips):
             sources += batch["sources"]
             if len(sources) >= num_clips:
@@ -169,14 +169,19 @@ def report_motion(
     records: VideoRecords,
     processor: MMEVideoProcessor,
     output_dir: str | Path,
+    *,
+    detail: Literal["summary", "all"] = "summary",
     **observation: Any,
 ) -> MotionHealth | None:
     """Log the health of a data set's motion and write it to `motion_health.json`, with `motion_tracks.png` beside it.
+
+    The picture is there only where a target reads tracks.
 
     Args:
         records: The videos.
         processor: Makes the samples.
         output_dir: Folder to write to.
+        detail: How much of it to log.
         **observation: Options of `observe_clips`.
 
     Returns:
@@ -189,11 +194,19 @@ def report_motion(
     health = health_of(clips, processor)
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "motion_health.json").write_text(json.dumps(health.to_dict(), indent=2) + "\n", encoding="utf-8")
+    numbers, picture = folder / "motion_health.json", folder / "motion_tracks.png"
+    numbers.write_text(json.dumps(health.to_dict(), indent=2) + "\n", encoding="utf-8")
+    places = f"numbers in {numbers}"
     if any(clip.tracks is not None for clip in clips):
-        tracks_sheet(clips, title=f"tracks in {records.name}").save(folder / "motion_tracks.png", optimize=True)
-    logger.log(logging.WARNING if health.warnings else logging.INFO, "%s", health)
+        tracks_sheet(clips, title=f"tracks in {records.name}").save(picture)
+        places += f", tracks in {picture}"
+    text = health.summary() if detail == "summary" else str(health)
+    logger.log(logging.WARNING if health.warnings else logging.INFO, "%s\n  %s", text, places)
     return health
+
+
+def _devices_in_use() -> list[int]:
+    return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
 
 
 def health_of(clips: Sequence[ObservedClip], processor: MMEVideoProcessor) -> MotionHealth:
@@ -238,7 +251,12 @@ class ReportArguments(PretrainingArguments):
     """The flags of `examples/pretrain.py`, so that a report is of what a run with them would train on."""
 
     output_dir: str = field(default="outputs/motion", metadata={"help": "Folder for the report."})
-    num_clips: int = field(default=16, metadata={"help": "Clips to look at."})
+    num_clips: int = field(default=16, metadata={"help": "Clips to look at, each of another video."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_clips < 1:
+            raise ValueError(f"num_clips ({self.num_clips}) must be at least 1.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -252,6 +270,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             records,
             processor,
             args.output_dir,
+            detail="all",
             num_clips=args.num_clips,
             sampling=train_sampling(args, held_out_fraction),
             stored_tracks=open_stored_tracks(args, processor, records),
@@ -261,7 +280,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"mme_hf.motion.report: error: {error}")
     if health is None:
         sys.exit(1)
-    logger.info("written to %s: motion_health.json, motion_tracks.png", args.output_dir)
 
 
 if __name__ == "__main__":
