@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from mme_hf.trajectories_mme import ClipGeometry, Trajectories, build_tracker, grid_points, track_points
+from mme_hf.point_tracking_mme import track_points
+from mme_hf.trajectories_mme import ClipGeometry, Trajectories, build_tracker, grid_points
 
 
 def constant_flow(dx, dy, num_frames=3, height=16, width=24):

@@ -11,8 +11,9 @@ from .configuration_mme import MMEConfig
 from .modeling_mme import MMEForPreTraining, MMEModel, MMEPreTrainedModel
 from .motion import build_tracker, compensate_camera_motion
 from .motion_targets_mme import MOTION_TARGETS, REFERENCE_MOTION, histogram_of_gradients
+from .point_tracking_mme import track_points
 from .presets import preset_config
-from .trajectories_mme import ClipGeometry, Trajectories, grid_points, track_points
+from .trajectories_mme import ClipGeometry, Trajectories, grid_points
 from .video import VideoReadError, open_video
 from .video_inputs_mme import VIDEO_OPENERS
 from .video_processing_mme import MMEVideoProcessor

@@ -344,8 +344,8 @@ class MMEPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
-            # As the published code. With transformers' usual deviation of 0.02 the blocks of a narrow model start so close
-            # to linear that it does not find out how pixels move: `benchmarks/learns_motion.py`.
+            # With transformers' usual deviation of 0.02 the blocks of a narrow model start so close to linear that it
+            # does not find out how pixels move: `benchmarks/learns_motion.py`.
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)

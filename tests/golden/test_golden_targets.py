@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from mme_hf.motion_targets_mme import REFERENCE_MOTION, MotionClip, build_targets, histogram_of_gradients
-from mme_hf.trajectories_mme import Trajectories, grid_points, track_points
+from mme_hf.point_tracking_mme import track_points
+from mme_hf.trajectories_mme import Trajectories, grid_points
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared/golden is not on this machine")

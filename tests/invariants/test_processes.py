@@ -1,6 +1,5 @@
 """Two processes, on one machine or two, do what one process with twice the batch does."""
 
-
 import pytest
 import runs
 import torch

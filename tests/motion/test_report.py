@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-
 from mme_hf import MOTION_TARGETS, MMEVideoProcessor
 from mme_hf.data import ClipSampling, load_folder_records, load_sample_records
 from mme_hf.motion import DISFlow, FlowTracker, build_tracker

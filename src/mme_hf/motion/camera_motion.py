@@ -10,7 +10,8 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from ..trajectories_mme import Trajectories, check_tracked_frames, grid_points, is_inside
+from ..point_tracking_mme import check_tracked_frames
+from ..trajectories_mme import Trajectories, grid_points, is_inside
 from .background_fit import BACKENDS, NUM_HYPOTHESES, Backend, Matches, fit_background
 
 # Hypotheses times points at once: on a CPU what stays in its cache takes two thirds of the time.

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
-from ..trajectories_mme import Trajectories, check_tracked_frames, track_points
+from ..point_tracking_mme import check_tracked_frames, track_points
+from ..trajectories_mme import Trajectories
 from .protocols import OpticalFlow
 from .visibility import hide_lost_points
 
