@@ -123,7 +123,7 @@ def test_fault_2_multi_scale_crops_are_named_where_one_factor_fits_none():
     # The first is for the grey clip that the collator asks the shapes of.
     health = health_with(tracker=Altered((1.0, 1.0), (0.75, 0.75), (4 / 3, 4 / 3), (4 / 3, 4 / 3), (0.75, 0.75)))
     assert "Were each clip's own crop, resize and flip applied" in only_warning(health)
-    assert health.misfit_share == 1.0
+    assert health.misfit_share >= 0.75
 
 
 def test_tracks_that_were_not_flipped_along_are_named():
@@ -174,11 +174,11 @@ def test_frames_that_truly_rest_are_no_fault(tmp_path):
     scenes = [moving_texture(1, SIDE, SIDE, seed=seed) for seed in range(4)]
     noisy = [np.clip(scene + noise, 0, 255).astype(np.uint8) for scene in scenes]
     health = folder_of(tmp_path / "noisy", *noisy)
-    assert health.warnings == [] and health.static_share > 0.9
+    assert health.warnings == [] and health.static_share > 0.5
     same = [np.repeat(scene, 64, axis=0) for scene in scenes]
     moving = [moving_texture(64, SIDE, SIDE, velocity=velocity, seed=9) for velocity in ((1.0, 0.0), (-0.5, 0.7))]
     health = folder_of(tmp_path / "same", *same[:2], *moving)
-    assert health.warnings == [] and health.repeated_share == 0.0
+    assert health.warnings == [] and health.repeated_share == 0.0 and 0.5 <= health.static_share < 0.6
 
 
 def test_frames_copied_to_raise_the_rate_are_named(tmp_path):

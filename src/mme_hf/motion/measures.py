@@ -23,6 +23,7 @@ MAX_COPY_STEP = 0.2
 MIN_POINTS = 50
 MIN_POINTS_OF_ALL = 150
 MIN_TOKENS = 20
+MIN_PAIRS = 40
 # A clip's tracks are off when altering them lowers its residual by so much: of 118 real clips one came so far.
 CLEAR_GAIN = 0.1
 MIN_JUDGED_CLIPS = 3
@@ -140,6 +141,8 @@ def measure_motion(
     best, gain = next(iter(ALTERATIONS)), math.nan
     if totals["judged"] >= MIN_POINTS_OF_ALL:
         best, gain = _best_alteration(residuals)
+    if totals["pairs"] < MIN_PAIRS:
+        totals["pairs"] = 0
     num_misfits = sum(clip_gain > CLEAR_GAIN for clip_gain in gains)
     seconds = torch.tensor([clip.tracker_seconds for clip in clips]).nanmedian()
     return {
