@@ -9,6 +9,7 @@ from itertools import cycle
 import numpy as np
 import pytest
 import torch
+from conftest import moving_texture, write_video
 
 from mme_hf import MOTION_TARGETS, MMEVideoProcessor
 from mme_hf.data import ClipSampling, load_folder_records, load_sample_records

@@ -16,15 +16,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 
-from ..trajectories_mme import (
-    TRACKERS,
-    ClipGeometry,
-    Trajectories,
-    check_tracked_frames,
-    grid_points,
-    is_inside,
-    track_points,
-)
+from ..point_tracking_mme import check_tracked_frames, track_points
+from ..trajectories_mme import TRACKERS, ClipGeometry, Trajectories, grid_points, is_inside
 from .flow_tracker import check_frames
 from .grid_codec import MAX_DISPLACEMENT_PX, STEPS_PER_PX, decode_chunk, encode_chunk
 from .protocols import Tracker

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ..trajectories_mme import constant_on
+from ..point_tracking_mme import constant_on
 from .flow_tracker import median_filter_3x3
 
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from ..trajectories_mme import Trajectories, constant_on, is_inside
+from ..point_tracking_mme import constant_on
+from ..trajectories_mme import Trajectories, is_inside
 
 # A patch is 4 x 4 samples of the frame at half size: 8 px wide, and half as noisy.
 SAMPLES_PER_SIDE = 4
