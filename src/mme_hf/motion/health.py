@@ -215,11 +215,6 @@ def track_warnings(health: MotionHealth) -> list[str]:
         warnings.append(
             f"{share['clipped_share']} of the displacements are beyond max_displacement_px and cut: raise it."
         )
-    if health.repeated_share > MAX_REPEATED_SHARE:
-        warnings.append(
-            f"{share['repeated_share']} of the frames repeat the one before: their labels say that nothing moves. Was "
-            "the frame rate raised by copying frames? Drop the copies (ffmpeg -vf mpdecimate)."
-        )
     return warnings
 
 
@@ -243,6 +238,11 @@ def _misfit_warnings(health: MotionHealth) -> list[str]:
         warnings.append(
             f"in {_percent(health.misfit_share)} of the clips displacements would fit the frames clearly better if "
             "scaled or mirrored, not in all alike. Were each clip's own crop, resize and flip applied to its tracks?"
+        )
+    if health.repeated_share > MAX_REPEATED_SHARE:
+        warnings.append(
+            f"{_percent(health.repeated_share)} of the frames repeat the one before: their labels say that nothing "
+            "moves. Was the frame rate raised by copying frames? Drop the copies (ffmpeg -vf mpdecimate)."
         )
     return warnings
 

@@ -17,6 +17,7 @@ from .consistency import ALTERATIONS, alteration_residuals, moving_patches
 # Displacement per step below which a track counts as static: a third of what DIS errs by on a still camera's noise.
 STATIC_STEP_PX = 0.05
 MOVING_STEP_PX = 0.5
+MOVED_PX = 1.0
 # A step on to a copied frame is at most this share of the point's longest: codecs do not copy exactly.
 MAX_COPY_STEP = 0.2
 # Fewer say nothing: of one clip, of all clips.
@@ -198,12 +199,11 @@ def _add_tracks(
     tracks = clip.tracks
     begun, valid = tracks.is_visible[:, 0], tracks.is_visible.all(1)
     steps = tracks.displacements  # (S, L, P, 2)
-    way = (tracks.points_xy[:, -1] - tracks.points_xy[:, 0]).norm(dim=-1)
     components = steps[tracks.is_visible[:, :-1] & tracks.is_visible[:, 1:]]
     moved = components[components.abs() > 1e-3]
     totals["points"] += int(begun.sum())
     totals["valid"] += int(valid.sum())
-    totals["static"] += int((way[valid] < STATIC_STEP_PX * tracks.num_steps).sum())
+    totals["static"] += int((_way(tracks)[valid] < STATIC_STEP_PX * tracks.num_steps).sum())
     totals["components"] += components.numel()
     totals["clipped"] += int((components.abs() > max_displacement_px).sum())
     totals["moved_components"] += moved.numel()
@@ -211,26 +211,28 @@ def _add_tracks(
     totals["leaving"] += int((begun & ~is_inside(tracks.points_xy[:, 1], tracks.frame_size)).sum())
     speeds.append(components.norm(dim=-1)[::7])  # every 7th: a quantile needs no more
     first_steps.append(steps[:, 0][begun])
-    num_copied, num_judged = _copied_frames(steps.norm(dim=-1), valid)
+    num_copied, num_judged = _copied_frames(tracks)
     totals["repeated"] += num_copied
     totals["pairs"] += num_judged
 
 
-def _copied_frames(lengths: torch.Tensor, valid: torch.Tensor) -> tuple[int, int]:
+def _copied_frames(tracks: Trajectories) -> tuple[int, int]:
     """Return in how many pairs of frames nothing moves of what moves before or after, and of how many pairs.
 
     Pixels would not tell: a codec changes copies a little, and leaves frames of a scene at rest all the same.
-
-    Args:
-        lengths: Of the steps, in pixels, shape (S, L, P).
-        valid: Points that are seen all along, bool (S, P).
     """
-    longest = lengths.amax(1)  # (S, P)
-    moves = valid & (longest > MOVING_STEP_PX)
-    shares = lengths / longest.clamp(min=MOVING_STEP_PX)[:, None]
+    lengths = tracks.displacements.norm(dim=-1)  # (S, L, P)
+    shares = lengths / lengths.amax(1, keepdim=True).clamp(min=STATIC_STEP_PX)
+    # What noise and codecs do to a scene at rest leads nowhere.
+    moves = tracks.is_visible.all(1) & (_way(tracks) > MOVED_PX)
     typical = shares.masked_fill(~moves[:, None], math.nan).nanmedian(-1).values  # (S, L)
     is_enough = moves.sum(-1) >= MIN_TOKENS
     return int((typical < MAX_COPY_STEP)[is_enough].sum()), typical[is_enough].numel()
+
+
+def _way(tracks: Trajectories) -> torch.Tensor:
+    """Return how far points come, in pixels, shape (S, P)."""
+    return (tracks.points_xy[:, -1] - tracks.points_xy[:, 0]).norm(dim=-1)
 
 
 def _thinned(clip: ObservedClip) -> ObservedClip:
