@@ -440,6 +440,29 @@ def test_weights_start_as_configured():
     assert 0 < model.decoder.mask_token.abs().max() < 0.2
 
 
+@pytest.mark.parametrize("gain", [1.0, 5.0])
+def test_patch_embedding_starts_with_the_difference_of_frames_amplified(gain):
+    model = small_model(MMEModel, frame_difference_gain=gain, hidden_size=64)
+    projection = model.embeddings.patch_embeddings.projection
+    first, second = torch.randn(2, 1, 3 * 4 * 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+    with torch.no_grad():
+        of_equal_frames = projection(torch.cat([first, first], dim=1))
+        of_opposite_frames = projection(torch.cat([second, -second], dim=1))
+    # Xavier-uniform weights have variance 2 / (96 + 64) = 0.0125. Equal frames meet w1 + w2, of twice that variance;
+    # opposite ones meet gain * (w1 - w2), of 2 * gain ** 2 times it. 64 outputs of 48 pixels scatter by about 10 %.
+    assert of_equal_frames.std() == pytest.approx((0.025 * float(first.square().sum())) ** 0.5, rel=0.3)
+    assert of_opposite_frames.std() == pytest.approx(gain * (0.025 * float(second.square().sum())) ** 0.5, rel=0.3)
+
+
+def test_loaded_patch_embeddings_are_not_amplified_again(tmp_path):
+    model = small_model(MMEModel, frame_difference_gain=5.0)
+    model.save_pretrained(tmp_path)
+    weights = [
+        owner.embeddings.patch_embeddings.projection.weight for owner in (model, MMEModel.from_pretrained(tmp_path))
+    ]
+    assert torch.equal(*weights)
+
+
 def test_trainer_and_data_parallel_attributes():
     assert MMEForPreTraining.accepts_loss_kwargs is False
     assert MMEForPreTraining.main_input_name == "pixel_values"

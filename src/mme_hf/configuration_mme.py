@@ -66,6 +66,9 @@ class MMEConfig(PreTrainedConfig):
         attention_probs_dropout_prob: Dropout on attention probabilities, in [0, 1).
         drop_path_rate: Chance that the last encoder block is skipped for a clip, in [0, 1); grows linearly from 0.
         initializer_range: Standard deviation of the mask token at the start; linear layers start Xavier-uniform.
+        frame_difference_gain: How much more than what the frames of a tubelet share the patch embedding weighs, at the
+            start, what differs between them. Above 0; 1 treats both alike. The frames of a tubelet are nearly equal,
+            and all motion is in that small difference: `benchmarks/learns_motion.py` has what the gain does.
         layer_norm_eps: Epsilon of every LayerNorm.
         qkv_bias: Whether query and value have a bias. The key never has one: softmax would cancel it.
         use_mean_pooling: Whether a classifier averages the tokens.
@@ -101,6 +104,7 @@ class MMEConfig(PreTrainedConfig):
     attention_probs_dropout_prob: float | int = 0.0
     drop_path_rate: float | int = 0.0
     initializer_range: float | int = 0.02
+    frame_difference_gain: float | int = 16.0
     layer_norm_eps: float | int = 1e-6
     qkv_bias: bool = True
     use_mean_pooling: bool = True
@@ -158,7 +162,7 @@ class MMEConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f"{name} ({value}) must be in [0, 1). Use 0 to switch it off.")
-        for name in ("initializer_range", "layer_norm_eps"):
+        for name in ("initializer_range", "frame_difference_gain", "layer_norm_eps"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} ({value}) must be a finite number above 0.")

@@ -106,6 +106,20 @@ def eager_attention_forward(
     return torch.matmul(attention_weights, value).transpose(1, 2).contiguous(), attention_weights
 
 
+class MMETubeletProjection(nn.Linear):
+    """The matrix product that makes tokens; a class of its own because it has a start of its own."""
+
+    def __init__(self, tubelet_size: int, num_values_per_frame: int, hidden_size: int):
+        super().__init__(tubelet_size * num_values_per_frame, hidden_size)
+        self.tubelet_size = tubelet_size
+
+    def with_differences_amplified(self, gain: float) -> torch.Tensor:
+        """Return the weight with what it makes of differences between the frames of a tubelet multiplied by `gain`."""
+        by_frame = self.weight.unflatten(1, (self.tubelet_size, -1))  # (D, frames, C * height * width)
+        shared = by_frame.mean(1, keepdim=True)
+        return (shared + gain * (by_frame - shared)).flatten(1)
+
+
 class MMEPatchEmbeddings(nn.Module):
     """Turns each wanted tubelet of a clip into a token by one matrix product.
 
@@ -118,8 +132,8 @@ class MMEPatchEmbeddings(nn.Module):
         self.patch_size = config.patch_size
         self.tubelet_size = config.tubelet_size
         self.num_channels = config.num_channels
-        self.projection = nn.Linear(
-            config.tubelet_size * config.num_channels * config.patch_size**2, config.hidden_size
+        self.projection = MMETubeletProjection(
+            config.tubelet_size, config.num_channels * config.patch_size**2, config.hidden_size
         )
 
     def token_grid(self, pixel_values: torch.Tensor) -> tuple[int, int, int]:
@@ -349,6 +363,8 @@ class MMEPreTrainedModel(PreTrainedModel):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
+            if isinstance(module, MMETubeletProjection):
+                init.copy_(module.weight, module.with_differences_amplified(self.config.frame_difference_gain))
             return
         super()._init_weights(module)
         if isinstance(module, MMESinusoidPositions):

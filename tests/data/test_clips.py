@@ -59,6 +59,23 @@ def test_several_samples_of_one_video_are_all_different(video_folder, processor)
     assert len({tuple(sample["masked_indices"][0].tolist()) for sample in samples}) > 1
 
 
+def test_a_moving_crop_makes_the_same_motion_at_all_points_of_a_still_video(tmp_path, processor):
+    still = moving_texture(1, 96, 96).repeat(12, axis=0)
+    write_video(tmp_path / "still.mp4", still)
+    dataset = dataset_of(tmp_path, processor, moving_crop_speed=0.05, flip_probability=0.0)
+    spreads, motions = [], []
+    for seed in range(8):
+        sample = dataset[request(0, seed=seed)].samples[0]
+        position = sample["labels"][0, :, 108:].unflatten(-1, (2, 4, 4))[sample["target_mask"][0, :, 1]]
+        scale_px = 32 / 112
+        motion = position.mean((0, 2, 3)) * scale_px  # (x, y) in pixels of the 32 px crop per frame
+        motions.append(motion.norm())
+        spreads.append((position * scale_px - motion[:, None, None]).abs().mean())
+    # Half of the crops stand still, the others slide by up to 5 % of 32 px, 1.6 px, a frame.
+    assert min(motions) < 0.05 < 0.2 < max(motions) < 1.7
+    assert max(spreads) < 0.1
+
+
 def test_the_held_out_part_and_the_training_part_share_no_frame():
     # 40 frames, the last fifth of which is 32..39.
     assert ClipSampling(part="train").frame_range(40) == range(32)
@@ -212,6 +229,7 @@ def test_a_batch_size_that_does_not_divide_is_an_error(video_folder, processor):
     [
         ({"samples_per_video": 0}, r"samples_per_video \(0\)"),
         ({"flip_probability": 2.0}, r"flip_probability \(2.0\)"),
+        ({"moving_crop_speed": 2.0}, r"moving_crop_speed \(2.0\) must lie in \[0, 0.5\]"),
         ({"part": "test"}, r"part \('test'\)"),
         ({"reader": "eyes"}, r"reader \('eyes'\) must be 'auto' or one of"),
         ({"held_out_fraction": 0.0}, r"held_out_fraction \(0.0\)"),

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ..motion import StoredMotion, StoredTracker
 from ..video import READERS, VideoReader, VideoReadError, open_video
 from ..video.sampling import evenly_spaced_starts, random_start
-from .augmentation import center_crop_box, multi_scale_crop_box, random_flip
+from .augmentation import CropBox, center_crop_box, cut_path, multi_scale_crop_box, random_flip, random_path
 from .bad_videos import BadVideo
 from .ordering import RecordCursor, RecordRequest
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from ..video_processing_mme import MMEVideoProcessor
     from .records import VideoRecords
     from .stored_tracks import StoredTracks
+
+
+# A crop that moves by half of its side from one frame to the next shows other things, not motion.
+MAX_CROP_SPEED = 0.5
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class ClipSampling:
         samples_per_video: Clips taken from each video that is opened; each has its own time, crop, flip and mask.
         is_random: Random time, multi-scale crop and flip; otherwise evenly spaced times and the centre crop.
         flip_probability: How often a random sample is mirrored.
+        moving_crop_speed: Largest speed at which the crop of a random sample slides over the frames, as if the camera
+            panned, in sides of the crop per raw frame. Half of the samples have a crop that moves; 0: none.
         part: Which part of each video may be used.
         held_out_fraction: Share at the end of each video that "train" leaves out and "held_out" is made of.
         reader: Backend of `open_video`.
@@ -40,6 +46,7 @@ class ClipSampling:
     samples_per_video: int = 1
     is_random: bool = True
     flip_probability: float = 0.5
+    moving_crop_speed: float = 0.0
     part: Literal["all", "train", "held_out"] = "all"
     held_out_fraction: float = 0.2
     reader: str = "auto"
@@ -49,6 +56,11 @@ class ClipSampling:
             raise ValueError(f"samples_per_video ({self.samples_per_video}) must be at least 1.")
         if not 0.0 <= self.flip_probability <= 1.0:
             raise ValueError(f"flip_probability ({self.flip_probability}) must lie in [0, 1].")
+        if not 0.0 <= self.moving_crop_speed <= MAX_CROP_SPEED:
+            raise ValueError(
+                f"moving_crop_speed ({self.moving_crop_speed}) must lie in [0, {MAX_CROP_SPEED}]: it is in sides of "
+                "the crop per frame, such as 0.02."
+            )
         if self.part not in ("all", "train", "held_out"):
             raise ValueError(f"part ({self.part!r}) must be 'all', 'train' or 'held_out'.")
         if self.reader not in ("auto", *READERS):
@@ -156,6 +168,9 @@ class ClipDataset(Dataset):
             flip = random_flip(self.sampling.flip_probability, generator)
         else:
             crop_box, flip = center_crop_box(height, width, aspect_ratio), False
+        if self.sampling.moving_crop_speed and self.sampling.is_random and random_flip(0.5, generator):
+            raw_frames = self._cut_along_a_path(raw_frames, crop_box, generator)
+            crop_box = (0, 0, raw_frames.shape[-1], raw_frames.shape[-2])
         return self.processor(
             raw_frames,
             return_targets=self.return_targets,
@@ -165,6 +180,19 @@ class ClipDataset(Dataset):
             return_tensors="pt",
             **({} if tracker is None else {"tracker": tracker}),
         )
+
+    def _cut_along_a_path(
+        self, raw_frames: torch.Tensor, crop_box: CropBox, generator: torch.Generator
+    ) -> torch.Tensor:
+        boxes = random_path(
+            crop_box,
+            *raw_frames.shape[-2:],
+            len(raw_frames),
+            generator,
+            max_speed=self.sampling.moving_crop_speed,
+        )
+        size = (self.processor.crop_size["height"], self.processor.crop_size["width"])
+        return cut_path(raw_frames, boxes, size, self.processor.resample)
 
 
 class ClipCollator:

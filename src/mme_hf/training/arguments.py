@@ -47,6 +47,11 @@ class DataArguments:
     reader: str = _flag("auto", "Video reader: auto, decord, pyav or torchcodec.")
     samples_per_video: int = _flag(1, "Clips (time, crop, flip, mask) cut from each video that is opened.")
     flip_probability: float = _flag(0.5, "How often a clip is mirrored. 0 where left and right mean something.")
+    moving_crop_speed: float = _flag(
+        0.0,
+        "Let the crop of every other clip slide over the frames, at up to this speed in sides of the crop per raw "
+        "frame (0.02): motion of any speed and direction, for few videos or slow ones. 0: crops stand still.",
+    )
     dataloader_num_workers: int | None = _flag(None, "Decoding processes of each training process. Default: by cores.")
     max_bad_fraction: float = _flag(0.05, "Stop once a larger share of the videos cannot be read.")
     on_bad_video: str = _flag("skip", "'skip' counts and lists unreadable videos; 'error' stops at the first.")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SAMPLE_HELD_OUT_FRACTION = 0.2
 _PROCESSOR_FLAGS = ("frame_stride", "trajectory_num_steps", "mask_type", "mask_ratio", "tracker", "camera_motion")
-
+_AUGMENTATIONS = ("flip_probability", "moving_crop_speed")
 
 # Fixed by the processor, so that model and labels cannot disagree.
 _SHARED_FIELDS = (
@@ -208,6 +208,11 @@ def open_stored_tracks(
     """
     if not args.stored_tracks:
         return None
+    if args.moving_crop_speed:
+        raise ValueError(
+            f"moving_crop_speed ({args.moving_crop_speed}) makes motion that stored_tracks ({args.stored_tracks!r}) do "
+            "not have. Track on line, or leave moving_crop_speed at 0."
+        )
     tracker = processor.tracker
     if isinstance(tracker, str):
         tracker = build_tracker(tracker, **processor.tracker_options)
@@ -226,6 +231,7 @@ def train_sampling(args: PretrainingArguments, held_out_fraction: float) -> Clip
     return ClipSampling(
         samples_per_video=args.samples_per_video,
         flip_probability=args.flip_probability,
+        moving_crop_speed=args.moving_crop_speed,
         reader=args.reader,
         **_part("train", held_out_fraction),
     )
@@ -255,7 +261,7 @@ def settings_of_the_batches(
     """Return all that decides which batches a run sees, for a resumed run to insist on."""
     names = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "samples_per_video")
     return {
-        **{name: getattr(args, name) for name in (*names, "flip_probability", "shuffle_buffer_size")},
+        **{name: getattr(args, name) for name in (*names, *_AUGMENTATIONS, "shuffle_buffer_size")},
         "num_processes": num_processes,
         "data": records.identity,
         "held_out_fraction": held_out_fraction,
