@@ -305,7 +305,7 @@ def report(files: list[File], arguments: argparse.Namespace) -> list[str]:
         "",
         *group_rows(files),
         "",
-        "Decoding alone is the limit: no processor, however fast, could give more than that many times the usual route.",
+        "Decoding alone is the limit: no processor, however fast, gives more than that many times the usual route.",
         "",
         f"Bar: {MIN_RATIO} times. Largest pixel difference: {worst:.2f}/255 (bar {MAX_DIFFERENCE:.0f}/255).",
         "",
