@@ -115,13 +115,22 @@ class Errors:
         self.motion.append(others.displacements.norm(dim=-1)[is_seen])
         self.agreement.append((ours.is_visible == others.is_visible).float().mean())
 
+    @property
+    def mean(self) -> float:
+        """Mean distance in px per step."""
+        return float(torch.cat(self.distances).mean())
+
+    @property
+    def mean_motion(self) -> float:
+        """Mean displacement in px per step, of the second way."""
+        return float(torch.cat(self.motion).mean())
+
     def cells(self) -> list[str]:
         """Return the row of a table."""
-        distance, motion = torch.cat(self.distances), torch.cat(self.motion)
-        mean, share = float(distance.mean()), float(distance.mean() / motion.mean().clamp(min=1e-6))
-        percentile = np.quantile(distance.numpy(), 0.99)
+        percentile = np.quantile(torch.cat(self.distances).numpy(), 0.99)
+        share = self.mean / max(self.mean_motion, 1e-6)
         agreement = float(torch.stack(self.agreement).mean())
-        return [f"{mean:.3f}", f"{percentile:.3f}", f"{float(motion.mean()):.2f}", f"{share:.2f}", f"{agreement:.1%}"]
+        return [f"{self.mean:.3f}", f"{percentile:.3f}", f"{self.mean_motion:.2f}", f"{share:.2f}", f"{agreement:.1%}"]
 
 
 def random_geometry(source_size: tuple[int, int], seed: int) -> ClipGeometry:
@@ -214,9 +223,29 @@ def verdict(clips: list[Clip]) -> str:
         return f"No clip here has the grid of 256 x 340; the bar of {BAR_MB} MB is not judged."
     largest = max(clip.megabytes(30) for clip in kinetics)
     return (
-        f"Bar, for clips of 256 x 340 (*): at most {BAR_MB} MB for 10 s; the largest takes {largest:.2f} MB at 30 "
+        f"Bar, on the grid of 256 x 340 (*): at most {BAR_MB} MB for 10 s; the largest takes {largest:.2f} MB at 30 "
         f"frames per second ({'met' if largest <= BAR_MB else 'MISSED'}). Whole pixels of one length, as published: "
         f"{REFERENCE_MB} MB."
+    )
+
+
+def tolerances(clips: list[Clip], per_clip: list[dict[str, Errors]]) -> str:
+    """Say what the tests promise, and which clips here do not keep to it."""
+    storage = [
+        clip.path.name for clip, errors in zip(clips, per_clip, strict=True) if errors["storage"].mean > STORAGE_PX
+    ]
+    share = [
+        f"{clip.path.name} ({errors['stored'].mean:.3f} px of {errors['stored'].mean_motion:.2f})"
+        for clip, errors in zip(clips, per_clip, strict=True)
+        if errors["stored"].mean > OTHER_SIZE_SHARE * errors["stored"].mean_motion
+    ]
+    return (
+        f"The tests hold, on the sample clips, a mean of {STORAGE_PX} px a step for what storage changes, and "
+        f"{OTHER_SIZE_SHARE} of the motion against cut, then tracked. Here the first is passed by "
+        f"{', '.join(storage) or 'no clip'}, the second by {', '.join(share) or 'no clip'}. What is between the two is "
+        "the tracker's own, on frames of another size: the last table is without any storage. The 99th percentile is "
+        "where the tracker finds another match at the two sizes. Stored points are lost where one step loses them; on "
+        "line they are compared with their start too, which is why visibility agrees less in fast clips."
     )
 
 
@@ -239,8 +268,9 @@ def report(arguments: argparse.Namespace, paths: list[Path], folder: Path) -> st
         f"{platform.machine()}, one thread; torch {torch.__version__}, OpenCV {cv2.__version__}. Tracker dis.",
         "## Size\n\nThe whole Parquet shard of one video. What is stored serves every length L, L = 4 too. Sizes for "
         "10 s are bytes per pair of successive frames times the pairs in 10 s: at the clip's own rate, and as if it "
-        "were 25 or 30 a second. That is an estimate in two ways: clips under 10 s are taken for typical of 10 s, and "
-        "motion between frames that are nearer in time is smaller than what is counted.\n\n"
+        "were 25 or 30 a second. Clips of 10 s and more at their own rate are measured, the rest is an estimate: "
+        "shorter clips are taken for typical of 10 s; at 25 a clip of 30 is a little understated, at 30 one of 25 "
+        "overstated, for frames that are farther apart in time move more.\n\n"
         f"{size_section(clips)}\n\n{verdict(clips)}",
         "## Error\n\nDistance in px per step, of points that both ways see. Quantisation in pixels of the frame with a "
         f"short side of 256; the others in pixels of {OUT_PX} px clips cut and mirrored as training does "
@@ -250,10 +280,7 @@ def report(arguments: argparse.Namespace, paths: list[Path], folder: Path) -> st
     for name, words in WAYS.items():
         rows = [[clip.path.name, *errors[name].cells()] for clip, errors in zip(clips, per_clip, strict=True)]
         sections.append(f"{words[0].upper()}{words[1:]}:\n\n{table(['clip', *header], rows)}")
-    sections.append(
-        f"The tests hold {STORAGE_PX} px for what storage changes, and {OTHER_SIZE_SHARE} of the motion against cut, "
-        "then tracked; what is between them, tracking frames of another size, is the tracker's own (last table)."
-    )
+    sections.append(tolerances(clips, per_clip))
     long = [clip for clip in clips if clip.motion.num_frames >= WINDOW_FRAMES]
     times = [times_of_a_sample(clip, folder) for clip in long]
     rows = [

@@ -26,6 +26,7 @@ from mme_hf.data import BadVideo, BadVideoLog, TooManyBadVideosError
 from mme_hf.data.extraction import extract_shard, shards_of, start_or_continue
 from mme_hf.data.stored_tracks import TracksTotals, write_shard
 from mme_hf.hub import PushError, create_repository, push_folder
+from mme_hf.model_card import public_settings
 from mme_hf.motion import MotionParameters, build_tracker
 from mme_hf.training import ExtractionArguments, parse_arguments
 from mme_hf.training.setup import load_training_records, use_all_cores
@@ -140,7 +141,8 @@ class Extraction:
             return
         totals = TracksTotals.of_folder(self.output_dir)
         parameters = vars(self.parameters)
-        card = CARD.format(name=self.records.name, totals=totals, version=__version__, **parameters)
+        name = public_settings({"name": self.records.name})["name"]
+        card = CARD.format(name=name, totals=totals, version=__version__, **parameters)
         (self.output_dir / "README.md").write_text(card, encoding="utf-8")
         logger.info("%s in %s", totals, self.output_dir)
         logger.info("%d videos in this run, %.2f videos/s", num_done, num_done / max(seconds, 1e-9))

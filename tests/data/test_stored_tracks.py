@@ -213,6 +213,12 @@ def test_folders_beside_each_other_are_one_data_set(videos, tmp_path):
     extract(load_folder_records(tmp_path / "more"), tmp_path / "tracks" / "second")
     tracks = StoredTracks(tmp_path / "tracks", PARAMETERS)
     assert len(tracks) == 5 and tracks.motion_of(str(tmp_path / "more" / "new.mp4")).num_frames == 9
+    # A video that one extraction could not read and the other could has tracks, whichever comes first.
+    for name in ("first", "second"):
+        folder = shutil.copytree(tmp_path / "tracks" / "first", tmp_path / f"{name} is bad" / name)
+        shutil.copytree(tmp_path / "tracks" / "first", tmp_path / f"{name} is bad" / "sometimes")
+        rewritten(folder, {"error": "no decoder", "motion": []})
+        assert StoredTracks(folder.parent).motion_of(str(videos / "clip_0.mp4")).num_frames == 12
 
 
 def test_a_reader_that_counts_other_frames_than_extraction_did_stops_the_run(folder, videos, processor):

@@ -180,7 +180,7 @@ class TracksTotals:
         return f"{self.num_videos} videos ({self.num_bad} bad ones beside them), {size:.1f} MB{each}"
 
 
-_INDEX = ("video_hash", "format_version", "package_version", "parameters", "parameters_hash")
+_MADE_BY = ("format_version", "package_version", "parameters", "parameters_hash")
 
 
 class StoredTracks:
@@ -199,10 +199,13 @@ class StoredTracks:
         self.name = str(source)
         self._shards = find_shards(self.name)
         self._rows: dict[str, tuple[int, int]] = {}
-        found: dict[str, set] = {name: set() for name in _INDEX[1:]}
+        found: dict[str, set] = {name: set() for name in _MADE_BY}
         for number, shard in enumerate(self._shards):
-            columns = self._columns(shard, _INDEX)
-            self._rows.update((key, (number, row)) for row, key in enumerate(columns["video_hash"]))
+            columns = self._columns(shard, ("video_hash", "error", *_MADE_BY))
+            for row, (key, error) in enumerate(zip(columns["video_hash"], columns["error"], strict=True)):
+                # What one extraction could not read, another one may have.
+                if error is None or key not in self._rows:
+                    self._rows[key] = (number, row)
             for name, values in found.items():
                 values.update(columns[name])
         if not self._rows:
