@@ -21,10 +21,12 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from tqdm import tqdm
 
+from mme_hf import __version__
 from mme_hf.data import BadVideo, BadVideoLog, TooManyBadVideosError
 from mme_hf.data.extraction import extract_shard, shards_of, start_or_continue
 from mme_hf.data.stored_tracks import TracksTotals, write_shard
 from mme_hf.hub import PushError, create_repository, push_folder
+from mme_hf.model_card import public_settings
 from mme_hf.motion import MotionParameters, build_tracker
 from mme_hf.training import ExtractionArguments, parse_arguments
 from mme_hf.training.setup import load_training_records, use_all_cores
@@ -49,8 +51,17 @@ tags:
 {totals}.
 
 Every row holds the motion of one video from each frame to the next, at the centres of {cell_size_px} px cells of frames
-resized to a short side of {short_side_px} px, in steps of 1/64 px. Made by mme_hf with tracker `{tracker}`,
-`{tracker_options}`.
+resized to a short side of {short_side_px} px, in steps of 1/64 px. No frames, no paths. Made by mme_hf {version} with
+tracker `{tracker}`, `{tracker_options}`.
+
+| column | what |
+|---|---|
+| `video_hash`, `video` | BLAKE2b (16 bytes) of the video file, and its name |
+| `num_frames`, `average_fps`, `height`, `width` | of the video |
+| `motion` | displacements of 32 pairs of frames each, coded as `mme_hf.motion.grid_codec` says |
+| `error` | why the video could not be read; it then has no motion |
+| `parameters`, `parameters_hash` | tracker, all its options and the grid, as JSON |
+| `package_version`, `format_version` | of mme_hf, which refuses tracks of a version whose trackers give others |
 
 Pre-train with them: `accelerate launch examples/pretrain.py --stored_tracks FOLDER_OR_THIS_NAME ...`. Videos are
 recognised by the hash of their bytes, so files may be moved and renamed, but not re-encoded. In Python:
@@ -130,7 +141,8 @@ class Extraction:
             return
         totals = TracksTotals.of_folder(self.output_dir)
         parameters = vars(self.parameters)
-        card = CARD.format(name=self.records.name, totals=totals, **parameters)
+        name = public_settings({"name": self.records.name})["name"]
+        card = CARD.format(name=name, totals=totals, version=__version__, **parameters)
         (self.output_dir / "README.md").write_text(card, encoding="utf-8")
         logger.info("%s in %s", totals, self.output_dir)
         logger.info("%d videos in this run, %.2f videos/s", num_done, num_done / max(seconds, 1e-9))
@@ -184,7 +196,7 @@ def main() -> None:
     try:
         extraction.run()
         extraction.finish()
-    except (ValueError, TooManyBadVideosError, PushError) as error:
+    except (ValueError, OSError, TooManyBadVideosError, PushError) as error:  # OSError: the disk is full, for one
         sys.exit(f"extract_trajectories.py: stopped: {error}")
     extraction.accelerator.end_training()
 

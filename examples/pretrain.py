@@ -26,9 +26,9 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from huggingface_hub.errors import StrictDataclassError
 
 from mme_hf.data import BadVideoLog, ClipSampling, TooManyBadVideosError, VideoRecords, build_clip_loader
-from mme_hf.data.stored_tracks import MissingTracksError
 from mme_hf.hub import PushError, create_repository, push_folder
 from mme_hf.model_card import pretraining_card, public_command, public_settings
+from mme_hf.motion import StoredTracksError
 from mme_hf.motion.report import report_motion
 from mme_hf.training import (
     NonFiniteLossError,
@@ -292,7 +292,7 @@ def main() -> None:
     try:
         run.train()
         run.finish()
-    except (MissingTracksError, NonFiniteLossError, TooManyBadVideosError, PushError) as error:
+    except (StoredTracksError, NonFiniteLossError, TooManyBadVideosError, PushError) as error:
         sys.exit(f"pretrain.py: stopped: {error}")
 
 

@@ -46,7 +46,8 @@ ALLOWED = {
     "presets": {"configuration_mme"},
     "video": set(),
     "motion": {"point_tracking_mme", "trajectories_mme"},
-    "data": {"_version", "motion", "video", "video_processing_mme"},
+    "hub": set(),
+    "data": {"_version", "hub", "motion", "video", "video_processing_mme"},
     "checkpoints": {"configuration_mme", "modeling_mme"},
     "drawing": set(),
     "visualization": {

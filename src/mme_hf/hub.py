@@ -1,4 +1,4 @@
-"""Publishing a finished run on the Hub."""
+"""Publishing a finished run on the Hub, and fetching published tracks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import get_session
 
@@ -73,6 +73,21 @@ def push_folder(
             f"hf upload {repository} {folder} {included}{' --repo-type dataset' if kind == 'dataset' else ''}"
         ) from error
     return str(url)
+
+
+def download_tracks(repository: str) -> Path:
+    """Return the local folder of a data set of tracks on the Hub, whose shards are fetched unless they are there.
+
+    Args:
+        repository: "user/name".
+
+    Raises:
+        OSError: If there is no such data set, or it cannot be fetched.
+    """
+    try:
+        return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=list(PUSHED_TRACKS)))
+    except _hub_errors() as error:
+        raise OSError(f"data set {repository!r} cannot be fetched from the Hub: {error}") from error
 
 
 def _hub_errors() -> tuple[type[Exception], ...]:

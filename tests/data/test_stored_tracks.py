@@ -1,7 +1,9 @@
 """Stored tracks on disk: found by the video's bytes, refused where they are not what a run needs."""
 
 import json
+import os
 import shutil
+import time
 from itertools import islice
 from types import SimpleNamespace
 
@@ -10,7 +12,7 @@ import torch
 from conftest import moving_texture, write_video
 from datasets import config, load_dataset
 
-from mme_hf import MMEVideoProcessor, open_video
+from mme_hf import MMEVideoProcessor, __version__, open_video
 from mme_hf.data import (
     ClipDataset,
     ClipSampling,
@@ -23,7 +25,7 @@ from mme_hf.data import (
 )
 from mme_hf.data.extraction import extract_shard, shards_of, start_or_continue
 from mme_hf.data.stored_tracks import TracksTotals, write_shard
-from mme_hf.motion import MotionParameters, StoredTracker, build_tracker
+from mme_hf.motion import MotionParameters, StoredTracker, StoredTracksError, build_tracker
 from mme_hf.training.setup import open_stored_tracks
 from mme_hf.video import VideoReadError
 
@@ -130,17 +132,100 @@ def test_a_damaged_folder_is_refused_by_name(folder, damage, message):
         StoredTracks(folder)
 
 
-def rewritten(folder, change):
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.8])
+def test_a_byte_that_changed_inside_a_shard_is_an_error_that_names_it(folder, videos, place):
+    shard = folder / "data" / "train-00001.parquet"
+    content = bytearray(shard.read_bytes())
+    content[int(place * len(content))] ^= 0xFF
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match=r"shard train-00001\.parquet is damaged"):
+        tracks = StoredTracks(folder)
+        for video in sorted(videos.glob("clip_*.mp4")):
+            tracks.motion_of(str(video)).displacements_at(range(11))
+
+
+def test_a_shard_that_is_gone_or_replaced_later_stops_a_run_and_is_no_bad_video(folder, videos, processor):
+    tracks = StoredTracks(folder)
+    dataset = ClipDataset(load_folder_records(videos), processor, stored_tracks=tracks)
     shard = folder / "data" / "train-00000.parquet"
+    shutil.copy(folder / "data" / "train-00001.parquet", shard)
+    with pytest.raises(StoredTracksError, match=r"shard train-00000\.parquet .* has changed since it was opened"):
+        dataset[request(0)]
+    shard.unlink()
+    with pytest.raises(StoredTracksError, match=r"shard train-00000\.parquet is damaged"):
+        dataset[request(0)]
+
+
+def rewritten(folder, change, name="train-00000.parquet"):
+    shard = folder / "data" / name
     rows = load_dataset("parquet", data_files=str(shard), split="train").to_list()
     write_shard([{**row, **change} for row in rows], shard)
     return folder
 
 
-def test_another_format_is_refused_but_another_version_of_the_package_is_not(folder):
-    assert len(StoredTracks(rewritten(folder, {"package_version": "0.0.1"}))) == 4
-    with pytest.raises(ValueError, match=r"has format \[1, 7\] \(made by mme_hf 0\.0\.1.*reads format 1\. Extract"):
+def test_another_format_is_refused(folder):
+    with pytest.raises(
+        ValueError, match=r"has format \[1, 7\] \(made by mme_hf .*\); mme_hf .* reads format 1\. Extract"
+    ):
         StoredTracks(rewritten(folder, {"format_version": 7}))
+
+
+@pytest.mark.parametrize("version", ["0.0.1", "99.0", "mine", None])
+def test_tracks_of_a_version_whose_numbers_may_differ_are_refused(folder, version):
+    message = rf"made by mme_hf {version}; this run has mme_hf {__version__}, whose .* Extract the tracks again"
+    with pytest.raises(ValueError, match=message):
+        StoredTracks(rewritten(folder, {"package_version": version}))
+
+
+def test_tracks_of_an_earlier_version_with_the_same_numbers_are_read(folder, monkeypatch):
+    monkeypatch.setattr("mme_hf.data.stored_tracks.__version__", "0.3.1")
+    assert len(StoredTracks(folder)) == 4
+    monkeypatch.setattr("mme_hf.data.stored_tracks.SAME_TRACKS_SINCE", "0.3.0")
+    with pytest.raises(ValueError, match=r"whose tracks are those of 0\.3\.0 to 0\.3\.1"):
+        StoredTracks(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parameters": "{"}, "parameters of stored tracks are damaged"),
+        ({"parameters": None}, "parameters of stored tracks are damaged"),
+        ({"parameters_hash": "0" * 16}, "parameters do not have the hash that is kept with them"),
+    ],
+)
+def test_parameters_that_are_damaged_are_refused(folder, change, message):
+    rewritten(folder, change, "train-00001.parquet")
+    with pytest.raises(ValueError, match=message):
+        StoredTracks(rewritten(folder, change))
+
+
+def test_a_video_that_changed_under_its_name_is_said_to_have(stored, videos, tmp_path):
+    changed = tmp_path / "clip_1.mp4"
+    changed.write_bytes((videos / "clip_1.mp4").read_bytes() + b"0")
+    with pytest.raises(MissingTracksError, match=r"another file of the name clip_1\.mp4 \(hash \w+\): .* has changed"):
+        StoredTracks(stored).motion_of(str(changed))
+
+
+def test_folders_beside_each_other_are_one_data_set(videos, tmp_path):
+    (tmp_path / "more").mkdir()
+    write_video(tmp_path / "more" / "new.mp4", moving_texture(9, 64, 80, seed=9))
+    extract(load_folder_records(videos), tmp_path / "tracks" / "first")
+    extract(load_folder_records(tmp_path / "more"), tmp_path / "tracks" / "second")
+    tracks = StoredTracks(tmp_path / "tracks", PARAMETERS)
+    assert len(tracks) == 5 and tracks.motion_of(str(tmp_path / "more" / "new.mp4")).num_frames == 9
+    # A video that one extraction could not read and the other could has tracks, whichever comes first.
+    for name in ("first", "second"):
+        folder = shutil.copytree(tmp_path / "tracks" / "first", tmp_path / f"{name} is bad" / name)
+        shutil.copytree(tmp_path / "tracks" / "first", tmp_path / f"{name} is bad" / "sometimes")
+        rewritten(folder, {"error": "no decoder", "motion": []})
+        assert StoredTracks(folder.parent).motion_of(str(videos / "clip_0.mp4")).num_frames == 12
+
+
+def test_a_reader_that_counts_other_frames_than_extraction_did_stops_the_run(folder, videos, processor):
+    rewritten(folder, {"num_frames": 13})
+    dataset = ClipDataset(load_folder_records(videos), processor, stored_tracks=StoredTracks(folder))
+    with pytest.raises(StoredTracksError, match=r"clip_0\.mp4 has 12 frames for this reader; .* 13.*--reader"):
+        dataset[request(0)]
 
 
 def test_a_folder_of_two_kinds_of_tracks_is_refused(folder):
@@ -149,15 +234,14 @@ def test_a_folder_of_two_kinds_of_tracks_is_refused(folder):
         StoredTracks(rewritten(folder, {"parameters": other.to_json(), "parameters_hash": other.hash}))
 
 
-def test_what_is_no_data_set_of_tracks_is_refused(tmp_path, monkeypatch):
+def test_what_is_no_data_set_of_tracks_is_refused(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "other.parquet")
     with pytest.raises(ValueError, match=r"has no column average_fps, .*these are no stored tracks"):
         StoredTracks(tmp_path)
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"'me/none'\) is neither a folder nor a data set that can be opened"):
+    with pytest.raises(ValueError, match=r"'me/none'\) is no folder, and none on the Hub: data set "):
         StoredTracks("me/none")
 
 
@@ -251,12 +335,42 @@ def test_finished_shards_are_kept_and_other_settings_refused(folder, videos):
     settings = {"data": "abc", "num_videos_per_shard": 2}
     with pytest.raises(ValueError, match=r"holds Parquet files but no extraction\.json"):
         start_or_continue(folder, settings, is_main=True)
-    (folder / "data" / ".train-00002.parquet.7.tmp").write_bytes(b"half")
-    (folder / "extraction.json").write_text(json.dumps({**settings, "format_version": 1}))
+    left, being_written = (folder / "data" / f".train-00002.parquet.{process}.tmp" for process in (7, 8))
+    for unfinished in (left, being_written):
+        unfinished.write_bytes(b"half")
+    an_hour_ago = time.time() - 3601
+    os.utime(left, (an_hour_ago, an_hour_ago))
+    (folder / "extraction.json").write_text(
+        json.dumps({**settings, "format_version": 1, "package_version": __version__})
+    )
     start_or_continue(folder, settings, is_main=True)
-    assert not list(folder.glob("data/.*.tmp"))
+    # A shard is written in seconds; what is newer may be another run's.
+    assert list(folder.glob("data/.*.tmp")) == [being_written]
     with pytest.raises(ValueError, match=r"tracks made with num_videos_per_shard 2; this run has 3\. Use the same"):
         start_or_continue(folder, {**settings, "num_videos_per_shard": 3}, is_main=True)
+
+
+def test_an_extraction_is_not_gone_on_with_by_a_version_whose_numbers_may_differ(tmp_path):
+    start_or_continue(tmp_path, {}, is_main=True)
+    settings = json.loads((tmp_path / "extraction.json").read_text())
+    assert settings["package_version"] == __version__
+    start_or_continue(tmp_path, {}, is_main=True)
+    (tmp_path / "extraction.json").write_text(json.dumps({**settings, "package_version": "0.0.1"}))
+    with pytest.raises(ValueError, match=r"holds tracks made by mme_hf 0\.0\.1; .* name another --output_dir"):
+        start_or_continue(tmp_path, {}, is_main=True)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"text"'])
+def test_settings_that_are_damaged_are_refused(tmp_path, text):
+    (tmp_path / "extraction.json").write_text(text)
+    with pytest.raises(ValueError, match=r"extraction\.json is damaged.*name another"):
+        start_or_continue(tmp_path, {}, is_main=True)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"output_dir \('.*/file/tracks'\) cannot be written: .*Not a directory"):
+        start_or_continue(tmp_path / "file" / "tracks", {}, is_main=True)
 
 
 def test_a_shard_that_cannot_be_written_leaves_nothing(tmp_path):

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import runs
 from conftest import moving_texture, write_video
+from datasets import load_dataset
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "extract_trajectories.py"
 
@@ -58,6 +59,8 @@ def test_a_run_leaves_all_that_it_promises_and_says_what_it_cost(videos, extract
     assert bad["source"] == str(videos / "broken.mp4") and "bad videos are listed in" in output
     card = (folder / "README.md").read_text()
     assert "path: data/*.parquet" in card and "tracker `dis`" in card and str(videos.parent) not in card
+    stream = load_dataset(str(folder), split="train", streaming=True)
+    assert next(iter(stream))["video"] == "broken.mp4"
     assert not list(folder.rglob("*.tmp"))
 
 

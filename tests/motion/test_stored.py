@@ -1,5 +1,6 @@
 """Stored motion: exact where it is coded, and the same tracks for any clip as its video's motion gives."""
 
+import tracemalloc
 import zlib
 from types import MappingProxyType
 
@@ -10,7 +11,14 @@ from conftest import moving_texture, write_video
 
 from mme_hf import MMEVideoProcessor, open_video
 from mme_hf.data import load_sample_records
-from mme_hf.motion import MotionParameters, StoredMotion, StoredTracker, build_tracker, extract_motion
+from mme_hf.motion import (
+    MotionParameters,
+    StoredMotion,
+    StoredTracker,
+    StoredTracksError,
+    build_tracker,
+    extract_motion,
+)
 from mme_hf.motion.grid_codec import decode_chunk, encode_chunk
 from mme_hf.motion.stored import PAIRS_PER_CHUNK
 from mme_hf.trajectories_mme import ClipGeometry, Trajectories, grid_points, is_inside
@@ -88,10 +96,39 @@ def test_a_damaged_code_is_an_error():
     with pytest.raises(ValueError, match=r"chunk of stored tracks is damaged .*Extract these tracks again"):
         decode_chunk(code[:-4], 3, (4, 4))
     # 3 pairs x 2 x 16 values of 2 bytes and 48 bits.
-    with pytest.raises(ValueError, match=r"holds 198 bytes; 2 pairs of 4x4 points need 132"):
+    with pytest.raises(ValueError, match=r"holds more than 132 bytes; 2 pairs of 4x4 points need 132"):
         decode_chunk(code, 2, (4, 4))
     with pytest.raises(ValueError, match="damaged"):
         decode_chunk(zlib.compress(b"abc")[2:], 3, (4, 4))
+    with pytest.raises(ValueError, match="incomplete or has something after its end"):
+        decode_chunk(code + b"more", 3, (4, 4))
+
+
+def test_a_code_that_would_unpack_to_more_than_the_grid_holds_is_refused_before_it_does():
+    bomb = zlib.compress(bytes(10**8))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="holds more than 198 bytes; 3 pairs of 4x4 points need 198"):
+        decode_chunk(bomb, 3, (4, 4))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10**6
+
+
+def test_damage_that_shows_when_motion_is_read_names_the_video_and_the_chunk():
+    motion = extract_motion(GreyVideo(40, 64, 64), AffineTracker([[0.0, 0.0], [0.0, 0.0]], [2.0, 0.0]))
+    damaged = StoredMotion(motion.parameters, (64, 64), 40, (motion.chunks[0], b"12"), source="clip.mp4")
+    assert damaged.displacements_at([0])[0].shape == (1, 2, 32, 32)
+    with pytest.raises(StoredTracksError, match=r"stored tracks of clip\.mp4, frames 32 to 39: a chunk .* is damaged"):
+        damaged.displacements_at([33])
+
+
+@pytest.mark.parametrize(
+    ("size", "num_frames", "message"),
+    [((0, 64), 2, r"source_size \(0, 64\)"), ((64, None), 2, "source_size"), ((64, 64), None, "num_frames None")],
+)
+def test_sizes_that_no_video_has_are_damage(size, num_frames, message):
+    with pytest.raises(StoredTracksError, match=message):
+        StoredMotion(MotionParameters("dis"), size, num_frames, (b"",))
 
 
 def test_motion_is_kept_to_a_128th_of_a_pixel_and_frames_are_read_in_chunks():
@@ -187,6 +224,57 @@ def test_parameters_are_those_of_the_tracker_with_its_defaults():
     assert MotionParameters.from_json(left_out.to_json()).hash == left_out.hash
     with pytest.raises(ValueError, match=r"border \('clamp'\) cannot be kept by stored tracks"):
         MotionParameters.of(build_tracker("dis", border="clamp"))
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"tracker": "dis", "speed": 1}', '{"tracker": "dis", "cell_size_px": "8"}']
+)
+def test_parameters_that_are_none_are_refused_in_words(text):
+    with pytest.raises(ValueError, match="parameters of stored tracks are damaged or of another version"):
+        MotionParameters.from_json(text)
+
+
+def test_weights_count_by_what_is_in_their_file_not_by_where_it_lies(tmp_path):
+    def parameters(name, content):
+        (tmp_path / name).write_bytes(content)
+        return MotionParameters.of(build_tracker("raft", weights=str(tmp_path / name)))
+
+    first, moved, other = parameters("a.pth", b"one"), parameters("b.pth", b"one"), parameters("a.pth", b"two")
+    assert first == moved != other
+    assert str(tmp_path) not in first.to_json()
+
+
+class TwoMotions:
+    """Three noisy frames in which a textured object crosses a textured background; moments of its motion are pinned."""
+
+    num_frames = 3
+
+    def frames_at(self, indices):
+        background = moving_texture(3, 96, 128, velocity=(2.3, -1.1), seed=0)
+        texture = 255 - moving_texture(3, 96, 128, velocity=(-1.7, 0.6), seed=1)
+        for frame in range(3):
+            place = np.s_[frame, 30:70, 40 + 3 * frame : 90 + 3 * frame]
+            background[place] = texture[place]
+        noisy = (background + np.random.default_rng(0).normal(0, 6, background.shape)).clip(0, 255).astype(np.uint8)
+        return torch.from_numpy(noisy).permute(0, 3, 1, 2)[list(indices)]
+
+
+# Mean x and y and deviation of x and y in px of frames enlarged to 256 x 341, and the share of lost points.
+PINNED_MOMENTS = {
+    "dis": (4.5977, -2.1611, 3.5459, 1.6908, 0.0130),
+    "torch": (4.6045, -2.0911, 3.4385, 1.7125, 0.0119),
+    "farneback": (4.4606, -1.8110, 3.2663, 1.9217, 0.0108),
+}
+
+
+@pytest.mark.parametrize("name", PINNED_MOMENTS)
+def test_trackers_give_the_numbers_that_stored_tracks_of_earlier_versions_hold(name):
+    """Where this fails on purpose, raise the package's version, and SAME_TRACKS_SINCE to it, with the numbers here."""
+    displacements, is_lost = extract_motion(TwoMotions(), build_tracker(name)).displacements_at([0, 1])
+    axes = (0, 2, 3)
+    found = (*displacements.mean(axes), *displacements.std(axes), is_lost.float().mean())
+    # Other processors and versions of OpenCV round otherwise.
+    assert torch.stack(found).tolist() == pytest.approx(PINNED_MOMENTS[name], abs=0.02)
 
 
 def test_without_a_video_the_name_says_how_stored_tracks_are_used():

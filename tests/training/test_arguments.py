@@ -76,7 +76,7 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path, content):
     [
         (["--max_train_step", "5"], "^--max_train_step is no flag. Did you mean --max_train_steps?"),
         (["--max_train_step=5"], "^--max_train_step is no flag. Did you mean --max_train_steps?"),
-        (["--zzz"], "^--zzz is no flag. See pretrain.py --help.$"),
+        (["--zzz"], "^--zzz is no flag. See --help.$"),
         (["videos"], "^videos is no flag"),
         (["--seed", "x"], "^argument --seed: invalid int value: 'x'$"),
     ],

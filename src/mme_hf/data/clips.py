@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.utils.data import Dataset
 
-from ..motion import StoredMotion, StoredTracker
+from ..motion import StoredMotion, StoredTracker, StoredTracksError
 from ..video import READERS, VideoReader, VideoReadError, open_video
 from ..video.sampling import evenly_spaced_starts, random_start
 from .augmentation import CropBox, center_crop_box, cut_path, multi_scale_crop_box, random_flip, random_path
@@ -119,7 +119,7 @@ class ClipDataset(Dataset):
         """Return the samples of one video, or the cause why it cannot be read.
 
         Raises:
-            MissingTracksError: If the run reads stored tracks and this video has none.
+            StoredTracksError: If the run reads stored tracks and this video's are missing, damaged or do not fit it.
         """
         record = request.record if isinstance(request.record, Mapping) else self.rows[request.record]
         source = source_name(record["video"], self.name, request.record)
@@ -127,13 +127,23 @@ class ClipDataset(Dataset):
         try:
             video = openable(record["video"])
             with open_video(video, backend=self.sampling.reader) as reader:
-                motion = self.stored_tracks.motion_of(video, source) if self.stored_tracks is not None else None
+                motion = self._motion(video, source, reader) if self.stored_tracks is not None else None
                 samples = tuple(self._samples(reader, generator, motion))
         except VideoReadError as error:
             return ClipResult(source, (), BadVideo(source, str(error.cause)), request.next_cursor)
         except OSError as error:  # a remote file that is gone, or a disk that fails
             return ClipResult(source, (), BadVideo(source, f"{type(error).__name__}: {error}"), request.next_cursor)
         return ClipResult(source, samples, None, request.next_cursor)
+
+    def _motion(self, video: str | bytes, source: str, reader: VideoReader) -> StoredMotion:
+        motion = self.stored_tracks.motion_of(video, source)
+        if motion.num_frames != reader.num_frames:
+            raise StoredTracksError(
+                f"video {source} has {reader.num_frames} frames for this reader; its stored tracks are of "
+                f"{motion.num_frames}, so frames are numbered otherwise. Extract its tracks with the --reader "
+                f"({self.sampling.reader}) and the versions of video libraries that this run has."
+            )
+        return motion
 
     def _samples(
         self, reader: VideoReader, generator: torch.Generator, motion: StoredMotion | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -12,17 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .._version import __version__
 from ..motion import MotionParameters, Tracker, extract_motion
 from ..motion.stored import FORMAT_VERSION
 from ..video import VideoReadError, open_video
 from .bad_videos import BadVideo
 from .clips import openable, source_name
-from .stored_tracks import SHARD_FOLDER, bad_video_row, motion_row, shard_path
+from .stored_tracks import SHARD_FOLDER, bad_video_row, makes_the_same_tracks, motion_row, shard_path
 
 if TYPE_CHECKING:
     from .records import VideoRecords
 
 SETTINGS_FILE = "extraction.json"
+# A shard is written in seconds: what is unfinished for this long is left from a run that was killed, not another run's.
+_ABANDONED_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,9 @@ def extract_tracks(
 
     Returns:
         The row, which names the cause in place of tracks where there is one; None where there is no file to hash.
+
+    Raises:
+        ValueError: If the tracker cannot track the video; the message names it.
     """
     try:
         opened = openable(video)
@@ -100,6 +107,8 @@ def extract_tracks(
         except VideoReadError as error:
             cause = str(error.cause)
             return bad_video_row(opened, source, parameters, cause), BadVideo(source, cause)
+        except ValueError as error:
+            raise ValueError(f"video {source} cannot be tracked: {error}") from error
     except OSError as error:  # no such file, a folder, a disk or server that fails
         return None, BadVideo(source, f"{type(error).__name__}: {error}")
 
@@ -125,25 +134,62 @@ def start_or_continue(folder: str | Path, settings: Mapping[str, Any], *, is_mai
         is_main: Whether this process writes.
 
     Raises:
-        ValueError: If the folder holds tracks made with other settings, or shards from elsewhere.
+        ValueError: If the folder holds tracks made with other settings or by a version whose tracks may differ, or
+            shards from elsewhere, or cannot be written.
     """
     root = Path(folder)
     path = root / SETTINGS_FILE
+    # As JSON keeps them, to be comparable.
     present = json.loads(json.dumps({**settings, "format_version": FORMAT_VERSION}, default=str))
-    written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    written = _written_settings(path)
     if written is None and any(root.glob(f"{SHARD_FOLDER}/*.parquet")):
         raise ValueError(f"output_dir ({str(root)!r}) holds Parquet files but no {SETTINGS_FILE}. Name another folder.")
+    if written is not None:
+        _check_same(present, written, root)
+    if is_main:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(root)
+            if written is None:
+                whole = path.with_suffix(".tmp")
+                whole.write_text(json.dumps({**present, "package_version": __version__}, indent=2), encoding="utf-8")
+                os.replace(whole, path)
+        except OSError as error:
+            raise ValueError(f"output_dir ({str(root)!r}) cannot be written: {error}. Name another folder.") from error
+
+
+def _written_settings(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # no JSON, or no text
+        written = None
+    if not isinstance(written, dict):
+        raise ValueError(
+            f"{path} is damaged, so that what the shards beside it were made with is not known. Remove the folder, or "
+            "name another --output_dir."
+        )
+    return written
+
+
+def _check_same(present: Mapping[str, Any], written: Mapping[str, Any], root: Path) -> None:
     for name, value in present.items():
-        if written is not None and written.get(name) != value:
+        if written.get(name) != value:
             raise ValueError(
                 f"output_dir ({str(root)!r}) holds tracks made with {name} {written.get(name)!r}; this run has "
-                f"{value!r}. Use the same, or name another --output_dir."
+                f"{value!r}. Use the same, or name another --output_dir; "
+                "--stored_tracks takes the folder above several."
             )
-    if is_main:
-        root.mkdir(parents=True, exist_ok=True)
-        for unfinished in root.glob(f"{SHARD_FOLDER}/.*.tmp"):  # of a run that was killed while it wrote
+    version = written.get("package_version")
+    if not makes_the_same_tracks(version):
+        raise ValueError(
+            f"output_dir ({str(root)!r}) holds tracks made by mme_hf {version}; this run has mme_hf {__version__}, "
+            "whose tracks may differ. Use the same version, or name another --output_dir."
+        )
+
+
+def _remove_abandoned(root: Path) -> None:
+    for unfinished in root.glob(f"{SHARD_FOLDER}/.*.tmp"):
+        if time.time() - unfinished.stat().st_mtime > _ABANDONED_SECONDS:
             unfinished.unlink(missing_ok=True)
-        if written is None:
-            whole = path.with_suffix(".tmp")
-            whole.write_text(json.dumps(present, indent=2), encoding="utf-8")
-            os.replace(whole, path)

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
-from ..motion import MotionParameters, StoredMotion
+from ..motion import MotionParameters, StoredMotion, StoredTracksError
+from ..motion.motion_parameters import file_hash
 from ..motion.stored import FORMAT_VERSION
 from ..video import VideoReadError
+from .track_shards import find_shards, read_columns, read_row
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Features
 
 SHARD_FOLDER = "data"
-# Rows that a reader of a stream holds at once: about 10 MB of Kinetics.
-_ROWS_PER_GROUP = 16
-_READ_BYTES = 1 << 20
+# The first version of this package whose trackers, options left at their defaults and frames of a video give the tracks
+# that they give now. Who changes any of them raises the version, and this to it; a test holds the numbers.
+SAME_TRACKS_SINCE = "0.1.0.dev0"
+# A row is read alone: half a megabyte of Kinetics, beside which a group's description of 2 kB is nothing.
+_ROWS_PER_GROUP = 1
 
 
-class MissingTracksError(ValueError):
+class MissingTracksError(StoredTracksError):
     """A video has no stored tracks, in a run that takes its tracks from there."""
 
-    def __str__(self) -> str:
-        # A DataLoader worker's error comes with its traceback for a message; only what it says is for the user.
-        return super().__str__().rsplit(f"{type(self).__name__}: ", 1)[-1].strip()
+
+def makes_the_same_tracks(package_version: str | None) -> bool:
+    """Return whether that version of this package makes the tracks that this one makes, so that both may be mixed."""
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        return Version(SAME_TRACKS_SINCE) <= Version(str(package_version)) <= Version(__version__)
+    except InvalidVersion:
+        return False
 
 
 def stored_tracks_features() -> Features:
@@ -64,14 +74,7 @@ def video_hash(video: str | bytes) -> str:
     Raises:
         OSError: If the file cannot be read.
     """
-    digest = blake2b(digest_size=16)
-    if isinstance(video, bytes):
-        digest.update(video)
-    else:
-        with open(video, "rb") as file:
-            while part := file.read(_READ_BYTES):
-                digest.update(part)
-    return digest.hexdigest()
+    return blake2b(video, digest_size=16).hexdigest() if isinstance(video, bytes) else file_hash(video)
 
 
 def motion_row(video: str | bytes, source: str, motion: StoredMotion, average_fps: float) -> dict[str, Any]:
@@ -132,7 +135,8 @@ def write_shard(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     try:
         with unfinished.open("wb") as file:
             table = pa.Table.from_pylist(complete, schema=schema)
-            pq.write_table(table, file, row_group_size=_ROWS_PER_GROUP, compression="zstd")
+            options = {"compression": "zstd", "write_page_checksum": True}
+            pq.write_table(table, file, row_group_size=_ROWS_PER_GROUP, **options)
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
@@ -176,11 +180,15 @@ class TracksTotals:
         return f"{self.num_videos} videos ({self.num_bad} bad ones beside them), {size:.1f} MB{each}"
 
 
+_MADE_BY = ("format_version", "package_version", "parameters", "parameters_hash")
+
+
 class StoredTracks:
     """The stored tracks of a data set, checked to be those that a run wants. Picklable, for DataLoader workers.
 
     Args:
-        source: Folder of Parquet shards (as `examples/extract_trajectories.py` writes it), or an HF data set's name.
+        source: Folder of Parquet shards (as `examples/extract_trajectories.py` writes it) or of such folders, or the
+            name of a data set on the Hub.
         wanted: How the tracks must have been made; None takes any.
 
     Raises:
@@ -189,23 +197,21 @@ class StoredTracks:
 
     def __init__(self, source: str | Path, wanted: MotionParameters | None = None):
         self.name = str(source)
-        dataset = _load(self.name)
-        missing = sorted(set(stored_tracks_features()) - set(dataset.column_names))
-        if missing:
-            raise ValueError(
-                f"stored_tracks ({self.name!r}) has no column {', '.join(missing)}: these are no stored tracks. "
-                "Make them with examples/extract_trajectories.py."
-            )
-        formats = sorted(dataset.unique("format_version"))
-        if formats != [FORMAT_VERSION]:
-            made_by = ", ".join(sorted(dataset.unique("package_version"))) or "nobody: it is empty"
-            raise ValueError(
-                f"stored_tracks ({self.name!r}) has format {formats} (made by mme_hf {made_by}); mme_hf {__version__} "
-                f"reads format {FORMAT_VERSION}. Extract the tracks again."
-            )
-        self.parameters = self._checked_parameters(dataset, wanted)
-        self._dataset = dataset
-        self._rows = {key: row for row, key in enumerate(dataset["video_hash"])}
+        self._shards = find_shards(self.name)
+        self._rows: dict[str, tuple[int, int]] = {}
+        found: dict[str, set] = {name: set() for name in _MADE_BY}
+        for number, shard in enumerate(self._shards):
+            columns = self._columns(shard, ("video_hash", "error", *_MADE_BY))
+            for row, (key, error) in enumerate(zip(columns["video_hash"], columns["error"], strict=True)):
+                # What one extraction could not read, another one may have.
+                if error is None or key not in self._rows:
+                    self._rows[key] = (number, row)
+            for name, values in found.items():
+                values.update(columns[name])
+        if not self._rows:
+            raise ValueError(f"stored_tracks ({self.name!r}) has no row. Run examples/extract_trajectories.py again.")
+        self._check_versions(found["format_version"], found["package_version"])
+        self.parameters = self._checked_parameters(found["parameters"], found["parameters_hash"], wanted)
         self._hashes: dict[tuple[str, int, int], str] = {}
 
     def __len__(self) -> int:
@@ -223,6 +229,7 @@ class StoredTracks:
 
         Raises:
             MissingTracksError: If there is none.
+            StoredTracksError: If it is damaged.
             VideoReadError: If extraction could not read the video.
             OSError: If the file cannot be read.
         """
@@ -231,17 +238,61 @@ class StoredTracks:
         if key not in self._rows:
             raise MissingTracksError(
                 f"no tracks for video {source} (hash {key}) in stored_tracks ({self.name!r}), which has {len(self)} "
-                "videos. Run examples/extract_trajectories.py over the same videos to its end, or track on line "
-                "without stored_tracks."
+                f"videos{self._namesake(source)}. Run examples/extract_trajectories.py over the same videos to its "
+                "end; extract videos that changed or came later to a folder beside it, and give the folder above "
+                "both. Or track on line without stored_tracks."
             )
-        row = self._dataset[self._rows[key]]
+        number, place = self._rows[key]
+        shard = self._shards[number]
+        row = read_row(shard, place)
+        if row["video_hash"] != key:
+            raise StoredTracksError(f"shard {shard.name} of {self.name} has changed since it was opened.")
         if row["error"] is not None:
             raise VideoReadError(source, f"extraction of its tracks could not read it: {row['error']}")
-        size = (row["height"], row["width"])
-        return StoredMotion(self.parameters, size, row["num_frames"], tuple(row["motion"]))
+        return StoredMotion(
+            self.parameters, (row["height"], row["width"]), row["num_frames"], tuple(row["motion"]), source
+        )
 
-    def _checked_parameters(self, dataset: Dataset, wanted: MotionParameters | None) -> MotionParameters:
-        found = [MotionParameters.from_json(text) for text in sorted(dataset.unique("parameters"))]
+    def _columns(self, shard: Path, columns: Collection[str]) -> dict[str, list[Any]]:
+        try:
+            return read_columns(shard, columns, needed=stored_tracks_features())
+        except StoredTracksError as error:
+            raise StoredTracksError(f"stored_tracks ({self.name!r}): {error}") from error
+
+    def _namesake(self, source: str) -> str:
+        """Say whether there are tracks of another file of that name; looked up only where there is none to read."""
+        name = Path(source).name
+        for shard in self._shards:
+            columns = self._columns(shard, ("video", "video_hash"))
+            for other, key in zip(columns["video"], columns["video_hash"], strict=True):
+                if other == name:
+                    return f", and those of another file of the name {name} (hash {key}): perhaps this one has changed"
+        return ""
+
+    def _check_versions(self, formats: set[int], versions: set[str]) -> None:
+        if formats != {FORMAT_VERSION}:
+            raise ValueError(
+                f"stored_tracks ({self.name!r}) has format {sorted(formats, key=str)} (made by mme_hf "
+                f"{', '.join(sorted(map(str, versions)))}); mme_hf {__version__} reads format {FORMAT_VERSION}. "
+                "Extract the tracks again."
+            )
+        others = sorted(str(version) for version in versions if not makes_the_same_tracks(version))
+        if others:
+            raise ValueError(
+                f"tracks in stored_tracks ({self.name!r}) were made by mme_hf {', '.join(others)}; this "
+                f"run has mme_hf {__version__}, whose tracks are those of {SAME_TRACKS_SINCE} to {__version__}. "
+                "Extract the tracks again, or install the version that made them."
+            )
+
+    def _checked_parameters(
+        self, texts: set[str], hashes: set[str], wanted: MotionParameters | None
+    ) -> MotionParameters:
+        found = [MotionParameters.from_json(text) for text in sorted(texts, key=str)]
+        if {parameters.hash for parameters in found} != hashes:
+            raise ValueError(
+                f"stored_tracks ({self.name!r}): parameters do not have the hash that is kept with them. Extract the "
+                "tracks again."
+            )
         if len(found) > 1:
             raise ValueError(
                 f"stored_tracks ({self.name!r}) mixes tracks made with {' and '.join(map(_in_words, found))}. Keep "
@@ -273,33 +324,3 @@ def _in_words(parameters: MotionParameters, other: MotionParameters | None = Non
         options = {name: value for name, value in options.items() if theirs.get(name, "") != value}
     grid = f"short_side_px {parameters.short_side_px}, cell_size_px {parameters.cell_size_px}"
     return f"tracker {parameters.tracker!r} {options} ({grid})"
-
-
-def _load(source: str) -> Dataset:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    folder = Path(source)
-    if not folder.is_dir():
-        try:
-            return load_dataset(source, split="train")
-        except (OSError, ValueError, DatasetGenerationError) as error:
-            raise ValueError(
-                f"stored_tracks ({source!r}) is neither a folder nor a data set that can be opened: {error}"
-            ) from error
-    shards = sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith("."))
-    if not shards:
-        raise ValueError(
-            f"stored_tracks ({source!r}) holds no Parquet shard. Make them with examples/extract_trajectories.py."
-        )
-    for shard in shards:
-        try:
-            pq.read_metadata(shard)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(
-                f"stored_tracks ({source!r}): shard {shard.name} is damaged or incomplete ({error}). Remove it and run "
-                "examples/extract_trajectories.py again: it makes only what is missing."
-            ) from error
-    return load_dataset("parquet", data_files={"train": [str(shard) for shard in shards]}, split="train")

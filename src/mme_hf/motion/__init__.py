@@ -9,9 +9,16 @@ from .camera_motion import compensate_camera_motion, estimate_camera_motion, rem
 from .dis import DISFlow
 from .farneback import FarnebackFlow
 from .flow_tracker import FlowTracker, tracker_builder
+from .motion_parameters import MotionParameters
 from .protocols import OpticalFlow, Tracker
 from .raft import RAFTFlow
-from .stored import MotionParameters, StoredMotion, StoredTracker, build_stored_tracker, extract_motion
+from .stored import (
+    StoredMotion,
+    StoredTracker,
+    StoredTracksError,
+    build_stored_tracker,
+    extract_motion,
+)
 from .torch_flow import TorchFlow
 from .tvl1 import TVL1Flow
 
@@ -26,6 +33,7 @@ __all__ = [
     "OpticalFlow",
     "StoredMotion",
     "StoredTracker",
+    "StoredTracksError",
     "Tracker",
     "build_tracker",
     "compensate_camera_motion",

@@ -42,18 +42,10 @@ def decode_chunk(code: bytes, num_pairs: int, grid_size: tuple[int, int]) -> tup
     Raises:
         ValueError: If the code is damaged or holds another number of values.
     """
-    try:
-        data = np.frombuffer(zlib.decompress(code), dtype=np.uint8)
-    except zlib.error as error:
-        raise ValueError(f"a chunk of stored tracks is damaged ({error}). Extract these tracks again.") from error
     rows, columns = grid_size
     num_points = num_pairs * rows * columns
     num_values = 2 * num_points
-    if len(data) != 2 * num_values + -(-num_points // 8):
-        raise ValueError(
-            f"a chunk of stored tracks holds {len(data)} bytes; {num_pairs} pairs of {rows}x{columns} points need "
-            f"{2 * num_values + -(-num_points // 8)}. Extract these tracks again."
-        )
+    data = np.frombuffer(_inflated(code, 2 * num_values + -(-num_points // 8), num_pairs, grid_size), dtype=np.uint8)
     zigzag = data[:num_values].astype(np.uint16) | (data[num_values : 2 * num_values].astype(np.uint16) << 8)
     residual = (zigzag >> 1) ^ (-(zigzag & 1).view(np.int16)).view(np.uint16)
     values = residual.reshape(num_pairs, 2, rows, columns)
@@ -61,3 +53,24 @@ def decode_chunk(code: bytes, num_pairs: int, grid_size: tuple[int, int]) -> tup
         values = np.cumsum(values, axis=axis, dtype=np.uint16)
     is_lost = np.unpackbits(data[2 * num_values :], count=num_points).astype(bool)
     return values.view(np.int16), is_lost.reshape(num_pairs, rows, columns)
+
+
+def _inflated(code: bytes, num_bytes: int, num_pairs: int, grid_size: tuple[int, int]) -> bytes:
+    inflate = zlib.decompressobj()
+    try:
+        # One byte more tells a code that is too long, without unpacking whatever else it may hold.
+        data = inflate.decompress(code, num_bytes + 1)
+    except zlib.error as error:
+        raise ValueError(f"a chunk of stored tracks is damaged ({error}). Extract these tracks again.") from error
+    if len(data) != num_bytes:
+        held = f"more than {num_bytes}" if len(data) > num_bytes else len(data)
+        raise ValueError(
+            f"a chunk of stored tracks holds {held} bytes; {num_pairs} pairs of {grid_size[0]}x{grid_size[1]} points "
+            f"need {num_bytes}. Extract these tracks again."
+        )
+    if not inflate.eof or inflate.unused_data:
+        raise ValueError(
+            "a chunk of stored tracks is damaged (incomplete or has something after its end). Extract these tracks "
+            "again."
+        )
+    return data

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from ..data import ClipSampling, MissingTracksError, VideoRecords, build_clip_loader
+from ..data import ClipSampling, VideoRecords, build_clip_loader
 from ..motion_targets_mme import MotionClip, build_targets
 from ..position_target_mme import PositionTarget
 from ..training.arguments import PretrainingArguments, parse_arguments
@@ -276,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             stored_tracks=open_stored_tracks(args, processor, records),
             seed=args.seed,
         )
-    except (ValueError, StrictDataclassError, MissingTracksError) as error:
+    except (ValueError, StrictDataclassError) as error:
         sys.exit(f"mme_hf.motion.report: error: {error}")
     if health is None:
         sys.exit(1)

@@ -6,27 +6,31 @@ frame follows this motion, read bilinearly between grid points and at the border
 resize and a flip need no tracks of their own. Per pair of frames there is one value, not one per step and start.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from hashlib import blake2b
-from inspect import Parameter, signature
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 
 from ..point_tracking_mme import check_tracked_frames, track_points
-from ..trajectories_mme import TRACKERS, ClipGeometry, Trajectories, grid_points, is_inside
+from ..trajectories_mme import ClipGeometry, Trajectories, grid_points, is_inside
 from .flow_tracker import check_frames
 from .grid_codec import MAX_DISPLACEMENT_PX, STEPS_PER_PX, decode_chunk, encode_chunk
+from .motion_parameters import MotionParameters
 from .protocols import Tracker
 
 # Raised whenever a chunk's bytes, its grid or its number of pairs come to mean something else.
 FORMAT_VERSION = 1
 PAIRS_PER_CHUNK = 32
-# Options of a `FlowTracker` that act while a track is followed, and the only values that stored tracks are followed by.
-_FOLLOWED_BY = {"interpolation": "bilinear", "border": "free"}
+
+
+class StoredTracksError(ValueError):
+    """Stored tracks that a run relies on are damaged, or are not there."""
+
+    def __str__(self) -> str:
+        # A DataLoader worker's error comes with its traceback for a message; only what it says is for the user.
+        return super().__str__().rsplit(f"{type(self).__name__}: ", 1)[-1].strip()
 
 
 class _Frames(Protocol):
@@ -38,73 +42,6 @@ class _Frames(Protocol):
 
 
 @dataclass(frozen=True)
-class MotionParameters:
-    """How stored motion was made; tracks are only good for a run that wants the same.
-
-    Attributes:
-        tracker: Name of the tracker.
-        tracker_options: All its options, those left at their defaults too.
-        short_side_px: Short side of the frames it was run on.
-        cell_size_px: Distance of grid points on these frames.
-    """
-
-    tracker: str
-    tracker_options: Mapping[str, Any] = field(default_factory=dict)
-    short_side_px: int = 256
-    cell_size_px: int = 8
-
-    def __post_init__(self):
-        # As JSON keeps them, so that parameters that were written and read again are equal to others.
-        options = json.loads(json.dumps(dict(self.tracker_options), sort_keys=True, default=str))
-        object.__setattr__(self, "tracker_options", options)
-        for name, wanted in _FOLLOWED_BY.items():
-            if self.tracker_options.get(name, wanted) != wanted:
-                raise ValueError(
-                    f"tracker {self.tracker!r}: {name} ({self.tracker_options[name]!r}) cannot be kept by stored "
-                    f"tracks, which are followed with {name} {wanted!r}. Track on line, or use {wanted!r}."
-                )
-        if self.cell_size_px < 1 or self.short_side_px < self.cell_size_px:
-            raise ValueError(
-                f"cell_size_px ({self.cell_size_px}) must be at least 1 and at most short_side_px "
-                f"({self.short_side_px})."
-            )
-
-    @classmethod
-    def of(cls, tracker: Tracker, **grid: int) -> "MotionParameters":
-        """Return the parameters of motion made by `tracker`; `grid` may set `short_side_px` and `cell_size_px`."""
-        builder = TRACKERS.get(tracker.name)
-        known = signature(builder).parameters.values() if builder else ()
-        # An option left at its default and one set to it are the same, and a default may be another one day.
-        defaults = {option.name: option.default for option in known if option.default is not Parameter.empty}
-        return cls(tracker.name, {**defaults, **tracker.options}, **grid)
-
-    @classmethod
-    def from_json(cls, text: str) -> "MotionParameters":
-        """Return the parameters that `to_json` wrote."""
-        return cls(**json.loads(text))
-
-    def to_json(self) -> str:
-        """Return the parameters as text, the same for equal ones."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-    @property
-    def hash(self) -> str:
-        """What equal parameters share: 16 hexadecimal digits."""
-        return blake2b(self.to_json().encode(), digest_size=8).hexdigest()
-
-    def frame_size(self, source_size: tuple[int, int]) -> tuple[int, int]:
-        """Return (height, width) in pixels that frames of `source_size` are resized to."""
-        short = min(source_size)
-        height, width = (side * self.short_side_px // short for side in source_size)
-        return height, width
-
-    def grid_size(self, source_size: tuple[int, int]) -> tuple[int, int]:
-        """Return the number of (rows, columns) of the grid: whole cells, whose centres are its points."""
-        height, width = self.frame_size(source_size)
-        return height // self.cell_size_px, width // self.cell_size_px
-
-
-@dataclass(frozen=True)
 class StoredMotion:
     """The motion of one video on the grid, as it is stored; decoded where it is read.
 
@@ -113,25 +50,31 @@ class StoredMotion:
         source_size: (height, width) in pixels of the video's frames.
         num_frames: Frames of the video, so one more than displacements.
         chunks: Coded displacements of `PAIRS_PER_CHUNK` pairs of frames each, the last one of what is left.
+        source: What messages call the video.
+
+    Raises:
+        StoredTracksError: If size, length and number of chunks do not fit together, as in a damaged row.
     """
 
     parameters: MotionParameters
     source_size: tuple[int, int]
     num_frames: int
     chunks: tuple[bytes, ...] = field(repr=False)
+    source: str = field(default="a video", compare=False)
 
     def __post_init__(self):
-        expected = -(-(self.num_frames - 1) // PAIRS_PER_CHUNK)
-        if self.num_frames < 1 or len(self.chunks) != expected:
-            raise ValueError(
-                f"stored motion of {self.num_frames} frames has {len(self.chunks)} chunks; it must have {expected} of "
-                f"{PAIRS_PER_CHUNK} pairs. The row is damaged: extract this video's tracks again."
+        sizes = (*self.source_size, self.num_frames)
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise StoredTracksError(
+                f"stored tracks of {self.source} have source_size {self.source_size} and num_frames {self.num_frames}, "
+                "which must be positive. The row is damaged: extract this video's tracks again."
             )
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the coded motion."""
-        return sum(map(len, self.chunks))
+        expected = -(-(self.num_frames - 1) // PAIRS_PER_CHUNK)
+        if len(self.chunks) != expected:
+            raise StoredTracksError(
+                f"stored tracks of {self.source}: motion of {self.num_frames} frames has {len(self.chunks)} chunks; it "
+                f"must have {expected} of {PAIRS_PER_CHUNK} pairs. The row is damaged: extract these tracks again."
+            )
 
     def displacements_at(self, first_frames: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the motion of the grid points from each frame to the next.
@@ -144,7 +87,8 @@ class StoredMotion:
             tracker lost the point inside the frame, bool, shape (len(first_frames), rows, columns).
 
         Raises:
-            ValueError: If a frame is not one of the video or is its last one, or if a chunk is damaged.
+            ValueError: If a frame is not one of the video or is its last one.
+            StoredTracksError: If a chunk is damaged.
         """
         outside = [frame for frame in first_frames if not 0 <= frame < self.num_frames - 1]
         if outside:
@@ -161,8 +105,13 @@ class StoredMotion:
         return torch.from_numpy(values.astype(np.float32) / STEPS_PER_PX), torch.from_numpy(is_lost)
 
     def _decoded(self, number: int, grid_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        num_pairs = min(PAIRS_PER_CHUNK, self.num_frames - 1 - number * PAIRS_PER_CHUNK)
-        return decode_chunk(self.chunks[number], num_pairs, grid_size)
+        first = number * PAIRS_PER_CHUNK
+        num_pairs = min(PAIRS_PER_CHUNK, self.num_frames - 1 - first)
+        try:
+            return decode_chunk(self.chunks[number], num_pairs, grid_size)
+        except ValueError as error:
+            frames = f"frames {first} to {first + num_pairs}"
+            raise StoredTracksError(f"stored tracks of {self.source}, {frames}: {error}") from error
 
     def tracker(self, geometry: ClipGeometry | None, raw_frames: Sequence[int]) -> "StoredTracker":
         """Return the tracker of one clip of this video.

@@ -297,7 +297,7 @@ def _flags_of(arguments_class: type) -> list[str]:
 
 def _remedy(name: str, known: Collection[str]) -> str:
     close = get_close_matches(name, known, n=1)
-    return f"Did you mean {close[0]}?" if close else "See pretrain.py --help."
+    return f"Did you mean {close[0]}?" if close else "See --help."
 
 
 def _read_recipe(path: Path, arguments_class: type) -> dict[str, Any]:
