@@ -2,52 +2,74 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from .opencv_flow import flow_of_grey_pairs
+from .opencv_flow import MIN_FRAME_SIZE_PX, flow_of_grey_pairs
 
 PATCH_SIZE_PX = 8
 PRESETS = ("ultrafast", "fast", "medium")
 # Points that the flow is refined at: one per cell, at its centre, as the default targets have them.
 CELL_SIZE_PX = 8
-# What the refinement may take away from or add to DIS' own answer; beyond it has slipped to other texture.
+# Side of the windows that are compared, in pixels of their level. Even, so that a cell's centre is the centre of a
+# window of whole pixels: nothing is blurred by reading between them, and OpenCV's vector code takes eight at once.
+WINDOW_SIZE_PX = 8
+# Steps of each refinement: a second one takes a tenth of all the time, and changes the error by under 1 %.
+NUM_STEPS = 1
+# Of DIS' smoothing of the whole flow, where it is refined: the presets' 5 take more time for 5 % less error.
+MAX_VARIATIONAL_ITERATIONS = 3
+# What a refinement may take away from or add to the motion; beyond it has slipped to other texture.
 MAX_REFINEMENT_PX = 4.0
+
+
+class _Images(NamedTuple):
+    """One grey frame at the sizes that are needed, uint8.
+
+    Attributes:
+        levels: At full and at half size.
+        cells: One pixel per whole cell.
+    """
+
+    levels: tuple[np.ndarray, np.ndarray]
+    cells: np.ndarray
 
 
 @dataclass(frozen=True)
 class DISFlow:
-    """Dense flow on grey frames, refined on the 8 px grid; each frame is converted once, each pair computed once.
+    """Dense flow on grey frames, refined on the 8 px grid; each frame is prepared once, each pair computed once.
 
-    Points are followed from the centres of 8 px cells, so that is where a coarse DIS is refined: by pyramid-free
-    Lucas-Kanade in a window around each centre and a 3 x 3 median over the grid, once per window size. In between, flow
-    is interpolated. More accurate than preset "medium" in under half of its time (benchmarks/bench_motion.py).
+    Points are followed from the centres of 8 px cells, so that is where a coarse DIS of the frames at half size is
+    refined: by Lucas-Kanade in a window around each centre and a 3 x 3 median over the grid, first at half size, then
+    twice at full size. In between, flow is interpolated. Before the refinement the second frame is made as bright as
+    the first. More accurate than preset "medium" in about a third of its time (benchmarks/bench_motion.py).
 
     Attributes:
         preset: OpenCV's "ultrafast", "fast" or "medium".
-        refinement_windows_px: Sides of the windows, odd, first to last; empty for DIS' own flow at every pixel.
+        refinement_levels: Of each refinement, first to last: 0 at full size, 1 at half size. Empty for DIS' own flow at
+            every pixel.
         finest_scale: Pyramid level to stop at, 0 for full resolution; None keeps the preset's.
         patch_stride: Distance of patches in pixels; None keeps the preset's.
         gradient_descent_iterations: Per patch; None keeps the preset's.
-        variational_refinement_iterations: Per level, 0 for none; None keeps the preset's.
+        variational_refinement_iterations: Per level, 0 for none; None keeps the preset's, but no more than 3 where the
+            flow is refined.
     """
 
     name: ClassVar[str] = "dis"
     preset: Literal["ultrafast", "fast", "medium"] = "fast"
-    refinement_windows_px: Sequence[int] = (9, 7)
+    refinement_levels: Sequence[int] = (1, 0, 0)
     finest_scale: int | None = None
     patch_stride: int | None = None
     gradient_descent_iterations: int | None = None
     variational_refinement_iterations: int | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "refinement_windows_px", tuple(self.refinement_windows_px))  # a list, from JSON
-        if any(not isinstance(side, int) or side < 3 or side % 2 == 0 for side in self.refinement_windows_px):
+        object.__setattr__(self, "refinement_levels", tuple(self.refinement_levels))  # a list, from JSON
+        if any(level not in (0, 1) for level in self.refinement_levels):
             raise ValueError(
-                f"tracker 'dis': refinement_windows_px ({self.refinement_windows_px}) must be odd numbers of at least "
-                "3, or empty for none."
+                f"tracker 'dis': refinement_levels ({self.refinement_levels}) must be 0 (full size) or 1 (half size) "
+                "for each refinement, or empty for none."
             )
         if self.preset not in PRESETS:
             raise ValueError(f"tracker 'dis': preset ({self.preset!r}) must be one of {list(PRESETS)}.")
@@ -81,11 +103,25 @@ class DISFlow:
         # A fresh object per call: it holds buffers, is neither picklable nor safe to share between threads.
         engine = self._build_engine(cv2)
 
-        def flow_of(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-            flow = engine.calc(first, second, None)
-            return _refined(flow, first, second, self.refinement_windows_px) if self.refinement_windows_px else flow
+        if not self.refinement_levels:
 
-        return flow_of_grey_pairs(self.name, frames, pairs, flow_of)
+            def write_flow(first: np.ndarray, second: np.ndarray, flow: np.ndarray) -> None:
+                flow[...] = engine.calc(first, second, None)
+
+            return flow_of_grey_pairs(self.name, frames, pairs, write_flow)
+        # DIS halves the frames itself, level by level; started from half size, its finest level is one less.
+        start_level = 1 if engine.getFinestScale() and min(frames.shape[-2:]) >= 2 * MIN_FRAME_SIZE_PX else 0
+        engine.setFinestScale(engine.getFinestScale() - start_level)
+        if self.variational_refinement_iterations is None:
+            iterations = min(engine.getVariationalRefinementIterations(), MAX_VARIATIONAL_ITERATIONS)
+            engine.setVariationalRefinementIterations(iterations)
+
+        def write_refined(first: _Images, second: _Images, flow: np.ndarray) -> None:
+            coarse = engine.calc(first.levels[start_level], second.levels[start_level], None)
+            motion = _read_at_centres(coarse, start_level, first.cells.shape)
+            _interpolate(_refined(motion, first, second, self.refinement_levels), flow)
+
+        return flow_of_grey_pairs(self.name, frames, pairs, write_refined, _images_of)
 
     def _build_engine(self, cv2: Any) -> Any:
         engine = cv2.DISOpticalFlow_create(getattr(cv2, f"DISOPTICAL_FLOW_PRESET_{self.preset.upper()}"))
@@ -101,32 +137,86 @@ class DISFlow:
         return engine
 
 
-def _refined(flow: np.ndarray, first: np.ndarray, second: np.ndarray, windows_px: Sequence[int]) -> np.ndarray:
-    """Return flow (H, W, 2) refined at the centres of the cells and interpolated between them."""
+def _images_of(grey: np.ndarray) -> _Images:
     import cv2
 
-    height, width = first.shape
+    height, width = grey.shape
     rows, columns = height // CELL_SIZE_PX, width // CELL_SIZE_PX
-    y, x = np.mgrid[:rows, :columns].astype(np.float32) * CELL_SIZE_PX + (CELL_SIZE_PX - 1) / 2
-    centres = np.stack([x, y], axis=-1)
-    motion = cv2.remap(flow, x, y, cv2.INTER_LINEAR)
-    for side in windows_px:
-        arrivals, is_found, _ = cv2.calcOpticalFlowPyrLK(
-            first,
-            second,
-            centres.reshape(-1, 2),
-            (centres + motion).reshape(-1, 2),
-            winSize=(side, side),
-            maxLevel=0,
-            # Two steps: the start is within a pixel or two, and more of them change the error by under 1 %.
-            criteria=(cv2.TERM_CRITERIA_COUNT, 2, 0.0),
-            flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
-        )
-        refined = arrivals.reshape(motion.shape) - centres
-        is_kept = is_found.reshape(rows, columns, 1).astype(bool)
-        is_kept = is_kept & (np.abs(refined - motion).max(axis=-1, keepdims=True) <= MAX_REFINEMENT_PX)
-        refined = np.where(is_kept, refined, motion)
+    even, whole = grey[: height // 2 * 2, : width // 2 * 2], grey[: rows * CELL_SIZE_PX, : columns * CELL_SIZE_PX]
+    half = cv2.resize(even, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+    return _Images((grey, half), cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA))
+
+
+def _centres(grid_size: tuple[int, int], level: int) -> np.ndarray:
+    """Return the centres of the cells in pixels of a level, (x, y) last, shape (rows, columns, 2)."""
+    y, x = np.mgrid[: grid_size[0], : grid_size[1]].astype(np.float32)
+    cell_size = CELL_SIZE_PX / 2**level
+    return np.stack([x, y], axis=-1) * cell_size + (cell_size - 1) / 2
+
+
+def _read_at_centres(flow: np.ndarray, level: int, grid_size: tuple[int, int]) -> np.ndarray:
+    """Return the motion in pixels of full size at the centres of the cells, from the flow of a level."""
+    import cv2
+
+    motion = cv2.remap(flow, _centres(grid_size, level), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return motion * np.float32(2**level)
+
+
+def _refined(motion: np.ndarray, first: _Images, second: _Images, levels: Sequence[int]) -> np.ndarray:
+    """Return motion in pixels at the centres of the cells, shape (rows, columns, 2), refined at each of `levels`."""
+    import cv2
+
+    change = _brightness_change(motion, first, second)
+    for level in levels:
+        target = second.levels[level]
+        target = cv2.subtract(target, (float(change),)) if change else target
+        refined = _step(motion, first.levels[level], target, level)
         motion = np.stack([cv2.medianBlur(np.ascontiguousarray(refined[..., axis]), 3) for axis in range(2)], axis=-1)
-    dense = cv2.resize(motion, (columns * CELL_SIZE_PX, rows * CELL_SIZE_PX), interpolation=cv2.INTER_LINEAR)
-    below, right = height - dense.shape[0], width - dense.shape[1]
-    return cv2.copyMakeBorder(dense, 0, below, 0, right, cv2.BORDER_REPLICATE) if below or right else dense
+    return motion
+
+
+def _brightness_change(motion: np.ndarray, first: _Images, second: _Images) -> int:
+    """Return by how many grey values most of the second frame is brighter, along the motion.
+
+    DIS compares patches without their means, Lucas-Kanade does not: a change of exposure by 4 grey values costs it half
+    a pixel.
+    """
+    import cv2
+
+    arrivals = _centres(motion.shape[:2], 0) + motion
+    places = (arrivals + 0.5) / CELL_SIZE_PX - 0.5
+    seen = cv2.remap(second.cells, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return round(float(np.median(seen.astype(np.int16) - first.cells)))
+
+
+def _step(motion: np.ndarray, first: np.ndarray, second: np.ndarray, level: int) -> np.ndarray:
+    """Return the motion after Lucas-Kanade between two images of a level, unchanged where that fails."""
+    import cv2
+
+    grid_size = motion.shape[:2]
+    centres, scale = _centres(grid_size, level), np.float32(2**level)
+    arrivals, is_found, _ = cv2.calcOpticalFlowPyrLK(
+        first,
+        second,
+        centres.reshape(-1, 2),
+        (centres + motion / scale).reshape(-1, 2),
+        winSize=(WINDOW_SIZE_PX, WINDOW_SIZE_PX),
+        maxLevel=0,
+        criteria=(cv2.TERM_CRITERIA_COUNT, NUM_STEPS, 0.0),
+        # Eigenvalues are at hand; the residuals that would be returned instead take a sixth of the time.
+        flags=cv2.OPTFLOW_USE_INITIAL_FLOW | cv2.OPTFLOW_LK_GET_MIN_EIGENVALS,
+    )
+    refined = (arrivals.reshape(motion.shape) - centres) * scale
+    is_kept = is_found.reshape(*grid_size, 1).astype(bool)
+    is_kept = is_kept & (np.abs(refined - motion).max(axis=-1, keepdims=True) <= MAX_REFINEMENT_PX)
+    return np.where(is_kept, refined, motion)
+
+
+def _interpolate(motion: np.ndarray, flow: np.ndarray) -> None:
+    """Write to `flow` (H, W, 2) the motion between the centres of the cells; beyond whole cells it stays the same."""
+    import cv2
+
+    height, width = (CELL_SIZE_PX * number for number in motion.shape[:2])
+    cv2.resize(motion, (width, height), dst=flow[:height, :width], interpolation=cv2.INTER_LINEAR)
+    flow[:height, width:] = flow[:height, width - 1 : width]
+    flow[height:] = flow[height - 1 : height]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from .opencv_flow import flow_of_grey_pairs
@@ -40,8 +41,8 @@ class FarnebackFlow:
         # The smoothing that OpenCV's documentation gives for the two sizes.
         sigma = {5: 1.1, 7: 1.5}[self.polynomial_size_px]
 
-        def flow_of(first, second):
-            return cv2.calcOpticalFlowFarneback(
+        def write_flow(first: np.ndarray, second: np.ndarray, flow: np.ndarray) -> None:
+            flow[...] = cv2.calcOpticalFlowFarneback(
                 first,
                 second,
                 None,
@@ -54,4 +55,4 @@ class FarnebackFlow:
                 flags=0,
             )
 
-        return flow_of_grey_pairs(self.name, frames, pairs, flow_of)
+        return flow_of_grey_pairs(self.name, frames, pairs, write_flow)

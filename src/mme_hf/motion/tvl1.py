@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from .opencv_flow import flow_of_grey_pairs
@@ -53,4 +54,8 @@ class TVL1Flow:
         engine = cv2.optflow.DualTVL1OpticalFlow_create(
             nscales=self.num_scales, warps=self.num_warps, innnerIterations=self.num_iterations
         )
-        return flow_of_grey_pairs(self.name, frames, pairs, lambda first, second: engine.calc(first, second, None))
+
+        def write_flow(first: np.ndarray, second: np.ndarray, flow: np.ndarray) -> None:
+            flow[...] = engine.calc(first, second, None)
+
+        return flow_of_grey_pairs(self.name, frames, pairs, write_flow)

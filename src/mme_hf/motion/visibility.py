@@ -42,9 +42,8 @@ def hide_lost_points(
     seen = [start + step for start in start_frames for step in range(tracks.num_steps + 1)]
     used = sorted(set(seen))
     place = constant_on(frames.device, [used.index(frame) for frame in seen])
-    grey = frames.index_select(-4, constant_on(frames.device, used)).float().mean(-3, keepdim=True)  # (..., U, 1, H, W)
-    grey = F.avg_pool2d(grey.flatten(0, -4), 2).unflatten(0, grey.shape[:-3])
-    grey = grey.index_select(-4, place).flatten(0, -4)  # (n, 1, H / 2, W / 2), n = ... S (L + 1)
+    grey = _half_size_grey(frames.index_select(-4, constant_on(frames.device, used)))  # (..., U, H / 2, W / 2)
+    grey = grey.index_select(-3, place).flatten(0, -3)[:, None]  # (n, 1, H / 2, W / 2), n = ... S (L + 1)
 
     offset = (torch.arange(SAMPLES_PER_SIDE, device=frames.device) - (SAMPLES_PER_SIDE - 1) / 2) * SAMPLE_SPACING_PX
     offsets = torch.stack(torch.meshgrid(offset, offset, indexing="xy"), dim=-1).flatten(0, 1)
@@ -62,3 +61,17 @@ def hide_lost_points(
     share = (is_lost & inside).sum(-1, keepdim=True) / inside.sum(-1, keepdim=True).clamp(min=1)
     is_lost = is_lost | (share > MAX_LOST_SHARE)
     return tracks.hide(is_lost.long().cummax(-2).values.bool())
+
+
+def _half_size_grey(frames: torch.Tensor) -> torch.Tensor:
+    """Return the mean of each 2 x 2 pixels and their colours, float32, shape (..., T, H // 2, W // 2).
+
+    Args:
+        frames: uint8 RGB, shape (..., T, 3, H, W).
+    """
+    height, width = (side // 2 * 2 for side in frames.shape[-2:])
+    red, green, blue = frames[..., :height, :width].unbind(-3)
+    # Twelve values of a byte fit into 16 bits, which takes an eighth of the time of floats.
+    total = red.short() + green + blue
+    total = total[..., 0::2, :] + total[..., 1::2, :]
+    return (total[..., 0::2] + total[..., 1::2]).float() / 12
