@@ -11,6 +11,7 @@ the tracks it is to predict, and those it predicts.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from mme_hf.visualization import clip_animation, clip_sheet, draw_motion_predict
 
 # The GIF is for a web page: fewer frames and pixels than the mp4.
 GIF_FRAMES_PER_SECOND = 10
+MIN_WIDTH = 100
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,7 +42,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=840, help="Width of the GIF in pixels.")
     parser.add_argument("--picture_format", choices=("png", "jpg"), default="png", help="jpg is small, for a web page.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the mask.")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.width < MIN_WIDTH:
+        raise ValueError(f"width ({args.width}) must be at least {MIN_WIDTH} pixels.")
+    return args
 
 
 def processor_of(args: argparse.Namespace) -> MMEVideoProcessor:
@@ -53,13 +58,37 @@ def processor_of(args: argparse.Namespace) -> MMEVideoProcessor:
             "crop_size": {"height": args.image_size, "width": args.image_size},
         }
     if args.checkpoint:
+        check_checkpoint(args.checkpoint)
         return MMEVideoProcessor.from_pretrained(args.checkpoint, **options)
     return MMEVideoProcessor(**options)
 
 
-def read_clip(args: argparse.Namespace, processor: MMEVideoProcessor) -> tuple[torch.Tensor, float]:
-    """Return the raw frames of the clip, uint8 (T, 3, H, W), and their rate."""
+def check_checkpoint(name: str) -> None:
+    """Raise ValueError for a name that is neither a folder with a model nor can be one of the Hub."""
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"checkpoint ({name!r}) has no config.json: name the folder that a run saved its model in.")
+    if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or len(folder.parts) > 2):
+        raise ValueError(f"checkpoint ({name!r}) is not there. Name the output_dir of a run, or a model of the Hub.")
+
+
+def make_output_dir(name: str) -> Path:
+    """Return the folder to write to, made where it is missing, before anything is computed for it."""
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output_dir ({name!r}) cannot be made: {error.strerror}. Choose another.") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"output_dir ({name!r}) cannot be written to. Choose another, or change its permissions.")
+    return folder
+
+
+def read_clip(args: argparse.Namespace, processor: MMEVideoProcessor) -> tuple[torch.Tensor, float, int]:
+    """Return the raw frames of the clip, uint8 (T, 3, H, W), their rate, and the number of the first."""
     with open_video(args.video) as reader:
+        if reader.num_frames < 2:
+            raise ValueError(f"{args.video} has one frame, in which nothing can move.")
         window = processor.raw_window_for(reader.num_frames)
         latest = reader.num_frames - window
         first = latest // 2 if args.start is None else round(args.start * reader.average_fps)
@@ -68,18 +97,17 @@ def read_clip(args: argparse.Namespace, processor: MMEVideoProcessor) -> tuple[t
                 f"start ({args.start}) leaves no {window} frames of {args.video}: it has {reader.num_frames} at "
                 f"{reader.average_fps:.3g} a second. Start between 0 and {latest / reader.average_fps:.2f}."
             )
-        return reader.frames_at(range(first, first + window)), reader.average_fps
+        return reader.frames_at(range(first, first + window)), reader.average_fps, first
 
 
 def draw(args: argparse.Namespace) -> list[Path]:
     """Write everything and return the paths."""
-    folder, stem = Path(args.output_dir), Path(args.video).stem
     processor = processor_of(args)
+    folder, stem = make_output_dir(args.output_dir), Path(args.video).stem
     # Tracks as long as from one tubelet to the next follow points through the whole clip without a gap.
     between_tubelets = {"trajectory_num_steps": processor.tubelet_size * processor.frame_stride}
     continuous = MMEVideoProcessor(**{**processor.to_dict(), "motion_targets": {"position": {}}, **between_tubelets})
-    raw_frames, frames_per_second = read_clip(args, continuous)
-    folder.mkdir(parents=True, exist_ok=True)
+    raw_frames, frames_per_second, first = read_clip(args, continuous)
     observer = ClipObserver(continuous)
     observer(raw_frames, source=args.video, generator=torch.Generator().manual_seed(args.seed))
     (clip,) = observer.clips
@@ -93,7 +121,8 @@ def draw(args: argparse.Namespace) -> list[Path]:
     every = max(1, round(frames_per_second / GIF_FRAMES_PER_SECOND))
     size = (args.width, round(args.width * pictures[0].height / pictures[0].width))
     save_animation(paths[1], [image.resize(size) for image in pictures[::every]], frames_per_second / every)
-    sheet = clip_sheet(clip, without_camera, continuous, title=Path(args.video).name)
+    title = f"{Path(args.video).name}, from {first / frames_per_second:.2f} s, {frames_per_second:.3g} frames a second"
+    sheet = clip_sheet(clip, without_camera, continuous, title=title)
     sheet.save(paths[2], optimize=True, quality=80)
     paths[3].write_text(health_of([clip], continuous).to_markdown() + "\n", encoding="utf-8")
     if args.checkpoint:

@@ -6,7 +6,15 @@ import torch
 from PIL import Image
 
 from mme_hf import MMEConfig, MMEForPreTraining, MMEVideoProcessor
-from mme_hf.drawing import direction_colors, draw_histograms, draw_tracks, length_factor, save_animation, table
+from mme_hf.drawing import (
+    annotated,
+    direction_colors,
+    draw_histograms,
+    draw_tracks,
+    length_factor,
+    save_animation,
+    table,
+)
 from mme_hf.hog_mme import histogram_of_gradients
 from mme_hf.motion.measures import ObservedClip
 from mme_hf.trajectories_mme import Trajectories, grid_points
@@ -85,6 +93,29 @@ def test_a_track_ends_where_its_point_is_lost():
     assert 100 <= columns.max() <= 112  # 10 px: the second position
 
 
+def test_a_track_tells_where_it_ends():
+    points = np.stack([np.array([[6.0 + 4 * step, 16.0]]) for step in range(6)])  # 20 px to the right
+    image = np.asarray(draw_tracks(GREY, points, np.ones((6, 1), bool), size=(320, 320))).astype(int)
+    tail, head = image[:, 65:100], image[:, 230:275]
+    assert head.max() > 1.3 * tail.max()
+    assert colored(Image.fromarray(head.astype(np.uint8))).any(1).sum() > 2  # the dot is wider than the line
+
+
+def test_what_trembles_has_less_color_than_what_moves():
+    ways = np.array([0.4, 2.0])  # px in two steps: 1 and 5 px of the picture
+    points = np.stack([np.stack([np.array([8.0, 24.0]) + share * ways, [16.0, 16.0]], -1) for share in (0, 0.5, 1)])
+    image = np.asarray(draw_tracks(GREY, points, np.ones((3, 2), bool), size=(80, 80))).astype(int)
+    saturation = image.max(-1) - image.min(-1)
+    assert 0 < saturation[:, :40].max() < 0.5 * saturation[:, 40:].max()
+
+
+def test_a_picture_can_have_words_in_its_corner():
+    image = Image.new("RGB", (120, 60), (90, 90, 90))
+    changed = (np.asarray(annotated(image, "found in 3 of 8 steps, and more than fits")) != 90).any(-1)
+    assert changed[40:, :110].any() and not changed[:35].any()
+    assert not (np.asarray(image) != 90).any()
+
+
 def test_bars_of_histograms_run_along_edges():
     frame = np.zeros((32, 32, 3), np.uint8)
     frame[:, 20:] = 255  # a vertical edge
@@ -119,7 +150,8 @@ def test_an_animation_has_every_raw_frame_once():
     # Tracks over frames 0 to 4 and 3 to 7 of the 8.
     pictures = clip_animation(observed(moving_tracks((1.0, 0.0))), moving_tracks((0.0, 0.0)))
     assert len(pictures) == 8 and len({image.size for image in pictures}) == 1
-    assert not colored(pictures[0]).any() and colored(pictures[2]).any()
+    panels = [image.crop((0, 0, image.width, 305)) for image in pictures]  # without the ring of directions below
+    assert not colored(panels[0]).any() and colored(panels[2]).any()
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.mp4"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ STATIC_STEP_PX = 0.05
 FAST_REACH, FASTEST_REACH = 1.7, 10.0
 # Times that tracks are drawn longer than they are, in steps that a reader can undo in the head.
 LENGTH_FACTORS = (1, 2, 4, 8, 16)
+# Shorter tracks in the picture have less colour, so that what trembles does not look like what moves.
+FULL_COLOR_PX, MIN_COLOR = 5.0, 0.25
+REST_COLOR = (150, 150, 150)
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 FONT_SIZE_PX = 13
 MARGIN_PX = 6
@@ -63,7 +67,9 @@ def draw_tracks(
     factor: int = 1,
     anchor: int = 0,
 ) -> Image.Image:
-    """Return a picture of tracks over a frame, coloured by direction; the head of a moving point is a dot.
+    """Return a picture of tracks over a frame, coloured by direction, from thin and dark to a dot where they arrive.
+
+    What hardly moves is greyer, what rests a grey dot.
 
     Args:
         frame: uint8 (H, W, 3).
@@ -79,25 +85,46 @@ def draw_tracks(
     num_seen = np.cumprod(is_visible, axis=0).sum(0)  # positions from the start to where it is lost
     places = points_xy[anchor] + factor * (points_xy - points_xy[anchor])
     places = (places + 0.5) * scale
-    width, dot = round(1.3 * OVERSAMPLING), 1.1 * OVERSAMPLING
     way = np.zeros((points_xy.shape[1], 2))
     for point, count in enumerate(num_seen):
         if count:
             way[point] = points_xy[count - 1, point] - points_xy[0, point]
-    colors = direction_colors(way)
     is_static = np.hypot(*way.T) <= STATIC_STEP_PX * (len(points_xy) - 1)
+    strength = np.hypot(*way.T) * factor * size[1] / frame.shape[1] / FULL_COLOR_PX
+    colors = _mixed(REST_COLOR, direction_colors(way), strength.clip(MIN_COLOR, 1)[:, None])
     # Moving points last, so that nothing hides them.
     for point in np.argsort(~is_static, kind="stable"):
         count = num_seen[point]
         if count < (2 if anchor == 0 else len(points_xy)) and len(points_xy) > 1:
             continue
         if is_static[point]:
-            _dot(pen, places[anchor, point], 0.7 * OVERSAMPLING, (150, 150, 150))
-            continue
-        line = [tuple(place) for place in places[:count, point]]
-        pen.line(line, fill=tuple(colors[point].tolist()), width=width, joint="curve")
-        _dot(pen, line[-1], dot, tuple(colors[point].tolist()))
+            _dot(pen, places[anchor, point], 0.7 * OVERSAMPLING, REST_COLOR)
+        else:
+            _draw_track(pen, places[:count, point], colors[point], 0.8 + 0.7 * min(strength[point], 1))
     return canvas.resize((size[1], size[0]), Image.LANCZOS)
+
+
+def _draw_track(pen: ImageDraw.ImageDraw, places: np.ndarray, color: np.ndarray, dot_radius: float) -> None:
+    """Draw a line that grows wider and lighter from where it starts, thin and dark, to the dot where it arrives."""
+    for step, (start, end) in enumerate(pairwise(places), start=1):
+        share = step / (len(places) - 1)
+        shade = tuple((color * (0.45 + 0.55 * share)).astype(int).tolist())
+        width = dot_radius * (0.5 + 0.5 * share) * OVERSAMPLING
+        pen.line([tuple(start), tuple(end)], fill=shade, width=round(width))
+        _dot(pen, end, width / 2, shade)
+    _dot(pen, places[-1], dot_radius * OVERSAMPLING, tuple(color.tolist()))
+
+
+def annotated(image: Image.Image, text: str) -> Image.Image:
+    """Return a picture with a line of words in its lower left corner."""
+    image = image.copy()
+    pen = ImageDraw.Draw(image)
+    text = _fitting(text, image.width - 2 * MARGIN_PX)
+    place = (MARGIN_PX // 2, image.height - FONT_SIZE_PX - MARGIN_PX)
+    left, top, right, bottom = pen.textbbox(place, text, _font())
+    pen.rectangle((left - 3, top - 2, right + 3, bottom + 2), fill=INK)
+    pen.text(place, text, PAPER, _font())
+    return image
 
 
 def draw_histograms(frame: np.ndarray, histograms: np.ndarray, *, size: tuple[int, int]) -> Image.Image:
@@ -161,7 +188,7 @@ def table(
     top = MARGIN_PX + line * (bool(title) + bool(column_names))
     total_width = left + num_columns * (width + MARGIN_PX)
     wheel = 3 * line if shows_wheel else 0
-    words = _broken(footer, total_width - wheel - 3 * MARGIN_PX)
+    words = _broken(footer, total_width - left - wheel - 2 * MARGIN_PX)
     bottom = max(wheel, line * len(words)) + MARGIN_PX
     sheet = Image.new("RGB", (total_width, top + len(rows) * (height + MARGIN_PX) + bottom), PAPER)
     pen = ImageDraw.Draw(sheet)
@@ -175,7 +202,9 @@ def table(
             sheet.paste(image, (left + column * (width + MARGIN_PX), y))
         if row < len(row_names):
             strip = Image.new("RGB", (height, line), PAPER)
-            ImageDraw.Draw(strip).text((0, 0), _fitting(row_names[row], height), INK, _font())
+            words_here = _fitting(row_names[row], height)
+            middle = (height - _font().getlength(words_here)) / 2
+            ImageDraw.Draw(strip).text((middle, 0), words_here, INK, _font())
             sheet.paste(strip.rotate(90, expand=True), (0, y))
     y = top + len(rows) * (height + MARGIN_PX)
     if shows_wheel:
@@ -193,15 +222,19 @@ def save_animation(path: str | Path, pictures: Sequence[Image.Image], frames_per
     """
     path = Path(path)
     if path.suffix.lower() == ".gif":
-        # One palette for all: they would flicker otherwise.
-        palette = _palette(_side_by_side(pictures[:: max(1, len(pictures) // 6)]))
-        frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in pictures]
+        frames = in_few_colors(pictures)
         duration = max(20, round(1000 / frames_per_second))
         frames[0].save(path, save_all=True, append_images=frames[1:], duration=duration, loop=0, optimize=True)
     elif path.suffix.lower() == ".mp4":
         _save_mp4(path, pictures, frames_per_second)
     else:
         raise ValueError(f"path ({str(path)!r}) must end in .gif or .mp4.")
+
+
+def in_few_colors(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Return pictures of one size in 256 colours, the same for all: they would flicker otherwise."""
+    palette = _palette(_side_by_side(pictures[:: max(1, len(pictures) // 6)]))
+    return [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in pictures]
 
 
 def _save_mp4(path: Path, pictures: Sequence[Image.Image], frames_per_second: float) -> None:
@@ -238,6 +271,11 @@ def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
     for index, image in enumerate(pictures):
         joined.paste(image, (index * width, 0))
     return joined
+
+
+def _mixed(first: Sequence[int], second: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Return colours between two, uint8: the second where share is 1."""
+    return (np.asarray(first) * (1 - share) + second * share).astype(np.uint8)
 
 
 def _dot(pen: ImageDraw.ImageDraw, center: Sequence[float], radius: float, color: tuple[int, ...]) -> None:

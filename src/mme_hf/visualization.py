@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .drawing import draw_histograms, draw_tracks, length_factor, picture, table
+from .drawing import annotated, draw_histograms, draw_tracks, length_factor, picture, table
 from .motion_clip_mme import cells_per_side, tokens_from_cells
 from .motion_targets_mme import build_targets, histogram_of_gradients
 from .trajectories_mme import Trajectories, grid_points
@@ -129,12 +129,21 @@ def tracks_sheet(clips: Sequence[ObservedClip], *, title: str = "") -> Image.Ima
             ]
         )
         names.append(f"x {factor}  {Path(clip.source).name}")
-    num_steps = clips[0].tracks.num_steps
-    footer = f"Tracks over {num_steps} raw frames; x 4: drawn 4 times as long as they are. {COLOR_WORDS}"
-    return table(rows, row_names=names, title=title, footer=footer)
+    first, num_steps = clips[0], clips[0].tracks.num_steps
+    return table(
+        rows,
+        row_names=names,
+        column_names=[f"raw frame {first.start_frames[start]}" for start in _spread(len(first.start_frames))],
+        title=title,
+        footer=f"A clip in each row. Tracks over {num_steps} raw frames, drawn longer than they are by the factor at "
+        f"the left. {COLOR_WORDS}",
+    )
 
 
-COLOR_WORDS = "Colour: direction. Faint dot: at rest. Nothing: lost from view."
+COLOR_WORDS = (
+    "A track starts thin and dark and ends in a dot. Colour: direction, as on the ring. Grey: at rest. Nothing: lost "
+    "from view."
+)
 
 
 def clip_sheet(
@@ -159,15 +168,21 @@ def clip_sheet(
         ]
         for tracks in (clip.tracks, without_camera)
     ]
-    glyphs = [draw_histograms(frame, histograms_of(frame, processor), size=size) for frame in frames]
     found = getattr(without_camera, "camera_motion_found", None)
-    share = "" if found is None else f" (found in {100 * float(found.float().mean()):.0f} % of the steps)"
+    if found is not None:
+        counts = found.sum(-1).tolist()
+        moved[1] = [
+            annotated(image, f"found in {counts[start]} of {found.shape[-1]} steps")
+            for image, start in zip(moved[1], shown, strict=True)
+        ]
+    glyphs = [draw_histograms(frame, histograms_of(frame, processor), size=size) for frame in frames]
     return table(
         [[picture(frame, size) for frame in frames], *moved, glyphs],
-        row_names=("frames", "tracks", "without camera motion", "shape: edges in each cell"),
+        row_names=("frames", "tracks", "less camera motion, where found", "shape: edges in each cell"),
         column_names=[f"raw frame {clip.start_frames[start]}" for start in shown],
         title=title,
-        footer=f"Tracks over {clip.tracks.num_steps} raw frames, {times(factor)}. Camera motion{share}. {COLOR_WORDS}",
+        footer=f"Tracks over {clip.tracks.num_steps} raw frames, {times(factor)}. {COLOR_WORDS} Bars: edges, the "
+        "longer and lighter the sharper. Where no camera motion is found, tracks stay as they are.",
     )
 
 
@@ -181,26 +196,41 @@ def clip_animation(clip: ObservedClip, without_camera: Trajectories) -> list[Ima
         clip: With tracks.
         without_camera: Its tracks less the motion of the camera.
     """
-    factor, num_steps = tracks_factor(clip.tracks), clip.tracks.num_steps
+    factor = tracks_factor(clip.tracks)
+    footer = f"Tracks {times(factor)}. {COLOR_WORDS}"
+    names = ("frames", "tracks", "less camera motion, where found")
     pictures = []
-    for number in range(clip.start_frames[0], clip.start_frames[-1] + num_steps + 1):
-        # The track that began first: it goes on until it ends, and only then the next one takes over.
-        running = (index for index, first in enumerate(clip.start_frames) if first <= number <= first + num_steps)
-        start = next(running, None)
+    for number in range(clip.start_frames[0], clip.start_frames[-1] + clip.tracks.num_steps + 1):
         frame = pixels_of(clip.frames[number])
         size = panel_size(frame.shape[:2])
-        panels = []
-        for tracks in (clip.tracks, without_camera):
-            points, visible = np.zeros((1, 0, 2)), np.zeros((1, 0), bool)
-            if start is not None:
-                step = number - clip.start_frames[start]
-                points, visible = _arrays(tracks, start)
-                # What is left of the motion has its heads where the points are.
-                points = points[: step + 1] + (clip.tracks.points_xy[start, step].cpu().numpy() - points[step])
-            panels.append(draw_tracks(frame, points, visible[: len(points)], size=size, factor=factor, anchor=-1))
-        names = (f"tracks, {times(factor)}", "without camera motion")
-        pictures.append(table([[picture(frame, size), *panels]], column_names=("frames", *names), shows_wheel=False))
+        panels = _panels_at(clip, without_camera, number, size, factor)
+        pictures.append(table([[picture(frame, size), *panels]], column_names=names, footer=footer))
     return pictures
+
+
+def _panels_at(
+    clip: ObservedClip, without_camera: Trajectories, number: int, size: tuple[int, int], factor: int
+) -> list[Image.Image]:
+    """Return the tracks that lead to a raw frame, as they are and without the camera's motion."""
+    frame = pixels_of(clip.frames[number])
+    # The track that began first: it goes on until it ends, and only then the next one takes over.
+    running = (
+        index for index, first in enumerate(clip.start_frames) if first <= number <= first + clip.tracks.num_steps
+    )
+    start = next(running, None)
+    if start is None:
+        return [draw_tracks(frame, np.zeros((1, 0, 2)), np.zeros((1, 0), bool), size=size)] * 2
+    step = number - clip.start_frames[start]
+    panels = []
+    for tracks in (clip.tracks, without_camera):
+        points, visible = _arrays(tracks, start)
+        # What is left of the motion has its heads where the points are.
+        points = points[: step + 1] + (clip.tracks.points_xy[start, step].cpu().numpy() - points[step])
+        panels.append(draw_tracks(frame, points, visible[: len(points)], size=size, factor=factor, anchor=-1))
+    found = getattr(without_camera, "camera_motion_found", None)
+    if found is not None and step:
+        panels[1] = annotated(panels[1], f"found in {int(found[start, :step].sum())} of {step} steps")
+    return panels
 
 
 def times(factor: int) -> str:
@@ -302,5 +332,5 @@ def _prediction_sheet(
         column_names=[f"frame {tubelet * tubelet_size}" for tubelet in shown],
         title=title,
         footer=f"Tracks of hidden points over {processor.trajectory_num_steps} raw frames, {times(factor)}. "
-        "Colour: direction. Faint dot: at rest.",
+        f"{COLOR_WORDS}",
     )

@@ -4,7 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import write_video
 
 from mme_hf import MMEConfig, MMEForPreTraining, MMEVideoProcessor, open_video
 
@@ -52,3 +54,25 @@ def test_a_start_that_is_too_late_is_refused_in_one_line(video_folder, tmp_path)
     result = run(next(video_folder.rglob("*.mp4")), "--num_frames", 4, "--start", 60, "--output_dir", tmp_path / "out")
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "Start between 0 and" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "flag, name, words",
+    [
+        ("--checkpoint", "none", "is not there. Name the output_dir of a run"),
+        ("--checkpoint", "", "has no config.json"),
+        ("--output_dir", "file", "cannot be made: File exists"),
+    ],
+)
+def test_places_that_will_not_do_are_refused_in_one_line(video_folder, tmp_path, flag, name, words):
+    (tmp_path / "file").touch()
+    places = {"--output_dir": tmp_path / "out", flag: tmp_path / name}
+    result = run(next(video_folder.rglob("*.mp4")), *(part for place in places.items() for part in place))
+    assert result.returncode == 1 and words in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_single_frame_is_refused_in_one_line(tmp_path):
+    write_video(tmp_path / "photo.mp4", np.zeros((1, 64, 64, 3), np.uint8))
+    result = run(tmp_path / "photo.mp4", "--output_dir", tmp_path / "out")
+    assert result.returncode == 1 and "has one frame, in which nothing can move" in result.stderr

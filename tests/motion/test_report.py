@@ -155,6 +155,12 @@ def test_fault_6_tracks_replaced_by_zeros_are_named():
     assert "position: labels do not vary" in health.warnings[1]
 
 
+def test_fault_6_tracks_of_one_video_replaced_by_zeros_are_named():
+    # The first is for the grey clip that the collator asks the shapes of.
+    health = health_with(tracker=Altered((1.0, 1.0), (1.0, 1.0), (0.0, 0.0), (1.0, 1.0), (1.0, 1.0)))
+    assert "of the clips that move every track rests" in only_warning(health)
+
+
 def test_raw_bytes_of_flow_read_as_pixels_are_named():
     health = health_with(tracker=FlowTracker(StoredAsBytes()))
     assert "(128, 128) px: is raw flow (0..255, 128 for rest) read as pixels?" in health.warnings[0]
@@ -212,6 +218,8 @@ def test_words_table_and_json_hold_the_same(healthy):
     assert "WARNING: something is off" in str(faulty) and "* **Warning**: something is off" in faulty.to_markdown()
     table = healthy.to_markdown().splitlines()
     assert len({len(line) for line in table if line.startswith("|")}) == 1
+    one = replace(healthy, num_clips=1, camera_explained_share=-0.07)
+    assert "over 1 clip " in one.to_markdown() and "without it squared displacement is 7.0 % larger" in str(one)
     values = json.loads(json.dumps(healthy.to_dict(), allow_nan=False))
     assert values["targets"]["shape"]["agreement"] is None
     assert values["valid_share"] == healthy.valid_share

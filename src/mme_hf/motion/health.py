@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .consistency import ALTERATIONS
-from .measures import HeadOptions, ObservedClip, TargetHealth, measure_motion
+from .measures import MIN_MOVING_SHARE, HeadOptions, ObservedClip, TargetHealth, measure_motion
 
 # Why displacements may fit better when altered.
 CAUSES = {
@@ -26,7 +26,6 @@ ENLARGEMENTS = ("x 1.14", "x 1.33", "x 2")
 # Limits between what real clips give (118 of four kinds, 4 by 4 and 6 by 6, at 64 to 224 px) and what faults give.
 MAX_LEAVING_SHARE = 0.3
 MIN_VALID_SHARE = 0.3
-MIN_MOVING_SHARE = 0.05
 MAX_MISSED_SHARE = 0.5
 MIN_SUBPIXEL_SHARE = 0.05
 MIN_ALTERATION_GAIN = 0.05
@@ -64,11 +63,12 @@ class MotionHealth:
         repeated_share: Pairs of frames in which all rests though it moves before or after, of those in such tracks.
         moving_share: Textured patches that move, by the frames alone.
         missed_share: Those among them whose track stays where it is.
+        still_clips_share: Clips in which that is all of them, of the clips that move.
         best_alteration: What would have to be done to displacements to fit the frames best, see `ALTERATIONS`.
         alteration_gain: By how much that lowers the residual, as a share.
         misfit_share: Clips that would, each by itself, fit clearly better when altered.
         camera_found_share: Pairs of frames in which a camera motion was found.
-        camera_explained_share: Squared displacement that it explains.
+        camera_explained_share: Squared displacement that it explains; below 0 where the camera follows what moves.
         tracker_ms_per_clip: Median over the clips.
         targets: By name.
         warnings: What is off, in words; empty where nothing is.
@@ -86,6 +86,7 @@ class MotionHealth:
     repeated_share: float
     moving_share: float
     missed_share: float
+    still_clips_share: float
     best_alteration: str
     alteration_gain: float
     misfit_share: float
@@ -97,6 +98,7 @@ class MotionHealth:
 
     def rows(self) -> list[tuple[str, str]]:
         """Return what a reader wants to see, as (name, words)."""
+        change = "larger" if self.camera_explained_share < 0 else "less"
         rows = [
             (
                 "points",
@@ -115,8 +117,8 @@ class MotionHealth:
             ),
             (
                 "camera",
-                f"motion found in {_percent(self.camera_found_share)} of the pairs, explains "
-                f"{_percent(self.camera_explained_share)} of squared displacement",
+                f"motion found in {_percent(self.camera_found_share)} of the pairs; without it squared displacement is "
+                f"{_percent(abs(self.camera_explained_share))} {change}",
             ),
             ("tracker", f"{self.tracker_ms_per_clip:.0f} ms a clip"),
         ]
@@ -144,7 +146,7 @@ class MotionHealth:
             f"{name} {target.mean_loss:.3g} ({_percent(target.loss_share)} of the total)"
             for name, target in self.targets.items()
         )
-        lines = [f"motion health of {self.num_clips} clips: {motion}", f"  loss of predicting the mean: {losses}"]
+        lines = [f"motion health of {_clips(self.num_clips)}: {motion}", f"  loss of predicting the mean: {losses}"]
         return "\n".join([*lines, *self._warning_lines()])
 
     def _warning_lines(self) -> list[str]:
@@ -153,12 +155,12 @@ class MotionHealth:
     def __str__(self) -> str:
         rows = self.rows()
         width = max(len(name) for name, _ in rows)
-        lines = [f"motion health of {self.num_clips} clips:", *(f"  {name:<{width}}  {text}" for name, text in rows)]
+        lines = [f"motion health of {_clips(self.num_clips)}:", *(f"  {name:<{width}}  {text}" for name, text in rows)]
         return "\n".join([*lines, *self._warning_lines()])
 
     def to_markdown(self) -> str:
         """Return the numbers as a table whose source is aligned too, and the warnings as a list below it."""
-        rows = [("measure", f"over {self.num_clips} clips"), *self.rows()]
+        rows = [("measure", f"over {_clips(self.num_clips)}"), *self.rows()]
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
         lines = [f"| {name:<{widths[0]}} | {text:<{widths[1]}} |" for name, text in rows]
         lines.insert(1, f"|{'-' * (widths[0] + 2)}|{'-' * (widths[1] + 2)}|")
@@ -228,6 +230,11 @@ def _misfit_warnings(health: MotionHealth) -> list[str]:
             f"{_percent(health.missed_share)} of these have a track at rest. Are tracks missing and replaced by zeros? "
             "Make them anew."
         )
+    elif health.still_clips_share > 0:
+        warnings.append(
+            f"in {_percent(health.still_clips_share)} of the clips that move every track rests. Are the tracks of some "
+            "videos missing and replaced by zeros? Make them anew."
+        )
     limit = MIN_ENLARGEMENT_GAIN if health.best_alteration in ENLARGEMENTS else MIN_ALTERATION_GAIN
     if health.best_alteration != next(iter(ALTERATIONS)) and health.alteration_gain > limit:
         warnings.append(
@@ -289,6 +296,10 @@ def target_warnings(health: MotionHealth) -> list[str]:
                 "hardly count. Change the weights (--motion_targets NAME:WEIGHT ...)."
             )
     return warnings
+
+
+def _clips(number: int) -> str:
+    return f"{number} clip{'' if number == 1 else 's'}"
 
 
 def _percent(share: float) -> str:
