@@ -299,7 +299,7 @@ def test_bad_videos_are_counted_and_missing_tracks_stop_the_run_also_in_a_worker
 
 
 def test_a_run_checks_tracker_and_first_video_before_it_begins(stored, videos, processor, tmp_path):
-    args = SimpleNamespace(stored_tracks=str(stored))
+    args = SimpleNamespace(stored_tracks=str(stored), moving_crop_speed=0.0)
     records = load_folder_records(videos)
     assert len(open_stored_tracks(args, processor, records)) == 4
     assert open_stored_tracks(SimpleNamespace(stored_tracks=None), processor, records) is None
@@ -310,6 +310,9 @@ def test_a_run_checks_tracker_and_first_video_before_it_begins(stored, videos, p
     write_video(tmp_path / "stranger.mp4", moving_texture(9, 64, 80, seed=9))
     with pytest.raises(MissingTracksError, match="no tracks for video"):
         open_stored_tracks(args, processor, load_folder_records(tmp_path))
+    args.moving_crop_speed = 0.01
+    with pytest.raises(ValueError, match=r"moving_crop_speed \(0.01\) makes motion that stored_tracks .* do not have"):
+        open_stored_tracks(args, processor, records)
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
