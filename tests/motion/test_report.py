@@ -166,10 +166,10 @@ def test_raw_bytes_of_flow_read_as_pixels_are_named():
     assert "(128, 128) px: is raw flow (0..255, 128 for rest) read as pixels?" in health.warnings[0]
 
 
-def folder_of(folder, *videos: np.ndarray) -> MotionHealth:
+def folder_of(folder, *videos: np.ndarray, **options) -> MotionHealth:
     for number, frames in enumerate(videos):
         write_video(folder / f"{number}.mp4", frames)
-    processor = processor_with()
+    processor = processor_with(**options)
     return health_of(observe_clips(load_folder_records(folder), processor), processor)
 
 
@@ -191,8 +191,15 @@ def test_frames_that_truly_rest_are_no_fault(tmp_path):
 def test_frames_copied_to_raise_the_rate_are_named(tmp_path):
     videos = [np.repeat(moving_texture(32, SIDE, SIDE, seed=seed), 2, axis=0) for seed in range(2)]
     health = folder_of(tmp_path, *videos)
-    assert "50 % of the frames repeat the one before" in only_warning(health)
+    assert "50 % of the frames seem to repeat the one before" in only_warning(health)
     assert "mpdecimate" in only_warning(health)
+
+
+def test_one_clip_that_pauses_is_no_data_set_of_copies(tmp_path):
+    # Eight steps: fewer are too few to judge one clip by.
+    video = np.repeat(moving_texture(36, SIDE, SIDE), 2, axis=0)
+    health = folder_of(tmp_path, video, trajectory_num_steps=8)
+    assert health.num_clips == 1 and health.repeated_share == 0.5 and health.warnings == []
 
 
 def test_a_target_that_drowns_the_others_is_named():

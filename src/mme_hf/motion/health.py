@@ -108,7 +108,7 @@ class MotionHealth:
             (
                 "speed",
                 f"median {self.median_speed_px:.2f}, 99th percentile {self.fast_speed_px:.1f} px a frame; "
-                f"{_percent(self.repeated_share)} of the frames repeat the one before",
+                f"{_percent(self.repeated_share)} of the frames rest among frames that move",
             ),
             (
                 "frames",
@@ -246,10 +246,12 @@ def _misfit_warnings(health: MotionHealth) -> list[str]:
             f"in {_percent(health.misfit_share)} of the clips displacements would fit the frames clearly better if "
             "scaled or mirrored, not in all alike. Were each clip's own crop, resize and flip applied to its tracks?"
         )
-    if health.repeated_share > MAX_REPEATED_SHARE:
+    # One person may well pause so often; the clips of a data set do not.
+    if health.repeated_share > MAX_REPEATED_SHARE and health.num_clips > 1:
         warnings.append(
-            f"{_percent(health.repeated_share)} of the frames repeat the one before: their labels say that nothing "
-            "moves. Was the frame rate raised by copying frames? Drop the copies (ffmpeg -vf mpdecimate)."
+            f"{_percent(health.repeated_share)} of the frames seem to repeat the one before: nothing moves in them of "
+            "what moves before or after. Was the frame rate raised by copying frames? Drop the copies (ffmpeg -vf "
+            "mpdecimate)."
         )
     return warnings
 
