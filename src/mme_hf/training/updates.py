@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,7 @@ def run_update(
     optimizer: torch.optim.Optimizer,
     batches: Sequence[Mapping],
     *,
+    inputs_of: Callable[[Mapping], Mapping[str, torch.Tensor]],
     clips_per_batch: int,
     step: int,
     max_grad_norm: float | None = None,
@@ -60,6 +61,8 @@ def run_update(
         model: `MMEForPreTraining`, prepared.
         optimizer: Prepared.
         batches: This process' batches, as `ClipCollator` makes them.
+        inputs_of: Makes what the model takes of a batch, on its device, as `BatchInputs` does. Called when it is a
+            batch's turn, so that only one is held there.
         clips_per_batch: Clips of a batch in which every video could be read.
         step: Number of this update, for the error message.
         max_grad_norm: Clip the gradient's norm to this.
@@ -73,7 +76,7 @@ def run_update(
     for batch in batches:
         is_last = batch is batches[-1]
         with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
-            outputs.append(_backward(accelerator, model, batch["inputs"], clips_per_update))
+            outputs.append(_backward(accelerator, model, inputs_of(batch), clips_per_update))
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if max_grad_norm is None else max_grad_norm)
     names = list(outputs[0])
     counts = [
@@ -105,7 +108,6 @@ def run_update(
 def _backward(
     accelerator: Accelerator, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], clips_per_update: int
 ) -> dict[str, torch.Tensor]:
-    inputs = {name: value.to(accelerator.device, non_blocking=True) for name, value in inputs.items()}
     outputs = model(**inputs)
     accelerator.backward(outputs.loss * (len(inputs["pixel_values"]) / clips_per_update))
     return {name: loss.detach().float() for name, loss in {"loss": outputs.loss, **outputs.target_losses}.items()}
