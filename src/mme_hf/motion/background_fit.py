@@ -234,8 +234,9 @@ def _is_trustworthy(theta: torch.Tensor, squared_of_rivals: torch.Tensor, matche
     rival = (weight * is_far - unexplained).sum(-1)
     own = (weight * follows).sum(-1)
     right, lower = (matches.start > 0).unbind(-1)
-    quadrant = F.one_hot(right.long() + 2 * lower.long(), 4) * follows[..., None]
-    num_quadrants = (quadrant.sum(-2) >= MIN_POINTS_IN_QUADRANT).sum(-1)
+    quadrants = torch.arange(4, device=theta.device)
+    in_quadrant = ((right.long() + 2 * lower.long())[..., None] == quadrants) & follows[..., None]
+    num_quadrants = (in_quadrant.sum(-2) >= MIN_POINTS_IN_QUADRANT).sum(-1)
     return (
         (matches.usable.sum(-1) >= MIN_USABLE_POINTS)
         & (own >= MIN_BORDER_SHARE * weight.sum(-1))

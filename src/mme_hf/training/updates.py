@@ -78,18 +78,7 @@ def run_update(
         with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
             outputs.append(_backward(accelerator, model, inputs_of(batch), clips_per_update))
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if max_grad_norm is None else max_grad_norm)
-    names = list(outputs[0])
-    counts = [
-        sum(len(batch["sources"]) for batch in batches),
-        sum(batch["num_records"] for batch in batches),
-        sum(len(batch["bad_videos"]) for batch in batches),
-    ]
-    sizes = [len(batch["sources"]) for batch in batches]
-    totals = sum(size * torch.stack(list(output.values())) for size, output in zip(sizes, outputs, strict=True))
-    # The only wait for the device in an update.
-    sums = accelerator.reduce(torch.cat([totals, totals.new_tensor(counts)]), reduction="sum").tolist()
-    *sums, num_clips, num_records, num_bad = sums
-    means = dict(zip(names, (value / max(num_clips, 1) for value in sums), strict=True))
+    means, num_clips, num_records, num_bad = _over_all_processes(accelerator, batches, outputs)
     grad_norm = float(grad_norm)
     # With fp16 an infinite gradient is normal: the scaler skips the step.
     if not (math.isfinite(means["loss"]) and (math.isfinite(grad_norm) or accelerator.scaler is not None)):
@@ -99,8 +88,8 @@ def run_update(
         loss=means.pop("loss"),
         target_losses=means,
         grad_norm=grad_norm,
-        num_clips=int(num_clips),
-        num_records=int(num_records),
+        num_clips=num_clips,
+        num_records=num_records,
         bad_videos=gather_object([bad for batch in batches for bad in batch["bad_videos"]]) if num_bad else [],
     )
 
@@ -111,6 +100,24 @@ def _backward(
     outputs = model(**inputs)
     accelerator.backward(outputs.loss * (len(inputs["pixel_values"]) / clips_per_update))
     return {name: loss.detach().float() for name, loss in {"loss": outputs.loss, **outputs.target_losses}.items()}
+
+
+def _over_all_processes(
+    accelerator: Accelerator, batches: Sequence[Mapping], outputs: Sequence[Mapping[str, torch.Tensor]]
+) -> tuple[dict[str, float], int, int, int]:
+    """Return mean losses over the clips, and the numbers of clips, records and bad videos."""
+    counts = [
+        sum(len(batch["sources"]) for batch in batches),
+        sum(batch["num_records"] for batch in batches),
+        sum(len(batch["bad_videos"]) for batch in batches),
+    ]
+    sizes = [len(batch["sources"]) for batch in batches]
+    totals = sum(size * torch.stack(list(output.values())) for size, output in zip(sizes, outputs, strict=True))
+    # The only wait for the device in an update.
+    sums = accelerator.reduce(torch.cat([totals, totals.new_tensor(counts)]), reduction="sum").tolist()
+    *sums, num_clips, num_records, num_bad = sums
+    means = dict(zip(outputs[0], (value / max(num_clips, 1) for value in sums), strict=True))
+    return means, int(num_clips), int(num_records), int(num_bad)
 
 
 def _non_finite_error(
