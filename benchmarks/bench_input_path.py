@@ -56,17 +56,18 @@ BATCH_SIZE = 8
 MIN_RATIO = 2.0
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
-# What the table of parts names, and where it happens: every call of these is timed. None of them calls another.
+# What the table of parts names, and where it happens: a class, or the modules that call it by that name. Every call is
+# timed; none of them calls another.
 PARTS = {
     "open + index": (AutoReader, "__init__"),
     "decode + convert": (AutoReader, "frames_at"),
     "crop + resize": (ClipGeometry, "apply_to_frames"),
-    "normalise": ("mme_hf.video_processing_mme", "normalize_frames"),
+    "normalise": ("mme_hf.video_processing_mme mme_hf.raw_clips_mme", "normalize_frames"),
     "flow": (DISFlow, "__call__"),
     "track reads": (flow_tracker, "track_points"),
     "shape (HOG)": (ShapeTarget, "__call__"),
     "position": (PositionTarget, "__call__"),
-    "mask": ("mme_hf.video_processing_mme", "build_mask"),
+    "mask": ("mme_hf.raw_clips_mme", "build_mask"),
     "collate": (ClipCollator, "__call__"),
 }
 TINY = {"size": 112, "crop_size": 112, "num_frames": 8}
@@ -210,8 +211,9 @@ def timed_parts(totals: dict[str, float], clock: Callable[[], float]) -> Iterato
 
     with ExitStack() as stack:
         for name, (owner, attribute) in PARTS.items():
-            owner = sys.modules[owner] if isinstance(owner, str) else owner
-            stack.enter_context(mock.patch.object(owner, attribute, timed(name, getattr(owner, attribute))))
+            owners = [sys.modules[module] for module in owner.split()] if isinstance(owner, str) else [owner]
+            for owner in owners:
+                stack.enter_context(mock.patch.object(owner, attribute, timed(name, getattr(owner, attribute))))
         yield
 
 

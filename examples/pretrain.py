@@ -31,6 +31,7 @@ from mme_hf.model_card import pretraining_card, public_command, public_settings
 from mme_hf.motion import StoredTracksError
 from mme_hf.motion.report import report_motion
 from mme_hf.training import (
+    BatchInputs,
     NonFiniteLossError,
     PretrainingArguments,
     ProgressReporter,
@@ -45,6 +46,7 @@ from mme_hf.training import (
 )
 from mme_hf.training.setup import (
     build_model_and_processor,
+    describe_targets,
     held_out_sampling,
     load_records,
     num_decoding_workers,
@@ -79,11 +81,11 @@ class Pretraining:
         is_main = self.accelerator.is_main_process
         logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s")
         logging.getLogger("accelerate").setLevel(logging.WARNING)
-        if self.accelerator.device.type == "cpu":
-            use_all_cores()
+        use_all_cores()
         set_seed(args.seed)
         self.model, self.processor = build_model_and_processor(args)
         self.records, self.held_out_records, self.held_out_fraction = load_records(args)
+        self.inputs_of = BatchInputs(self.processor, self.accelerator.device)
         self.stored_tracks = open_stored_tracks(args, self.processor, self.records)
         self.num_workers = num_decoding_workers(args.dataloader_num_workers)
         batches_per_update = self.accelerator.num_processes * args.gradient_accumulation_steps
@@ -138,23 +140,20 @@ class Pretraining:
             model_name=args.model_name_or_path or args.preset,
             output_dir=self.output_dir if self.accelerator.is_main_process else None,
             where=f"{self.accelerator.num_processes} x {self.accelerator.device.type}, {self.num_workers} readers each",
+            targets=describe_targets(args, self.processor, self.accelerator.device),
             what=f"{self.num_steps} updates of {self.global_batch_size} clips, peak learning rate "
             f"{scaled_learning_rate(args.learning_rate, self.global_batch_size):.2e}, seed {args.seed}",
         )
         if args.motion_health and not state.step and self.accelerator.is_main_process:
             sampling = train_sampling(args, self.held_out_fraction)
-            options = {"sampling": sampling, "stored_tracks": self.stored_tracks, "seed": args.seed}
+            device = self.accelerator.device if args.targets_on == "device" else "cpu"
+            options = {"sampling": sampling, "stored_tracks": self.stored_tracks, "seed": args.seed, "device": device}
             report_motion(self.records, self.processor, self.output_dir, **options)
-        self.started = time.perf_counter()
-        batches = iter(self.train_loader)
+        self.started, batches = time.perf_counter(), iter(self.train_loader)
         self.prepared_model.train()
         weights = {name: target["weight"] for name, target in self.model.config.motion_targets.items()}
         progress = ProgressReporter(
-            self.accelerator,
-            weights,
-            num_steps=self.num_steps,
-            step=state.step,
-            logging_steps=args.logging_steps,
+            self.accelerator, weights, num_steps=self.num_steps, step=state.step, logging_steps=args.logging_steps
         )
         while state.step < self.num_steps:
             group = list(islice(batches, args.gradient_accumulation_steps))
@@ -163,6 +162,7 @@ class Pretraining:
                 self.prepared_model,
                 self.optimizer,
                 group,
+                inputs_of=self.inputs_of,
                 clips_per_batch=args.per_device_train_batch_size,
                 step=state.step + 1,
                 max_grad_norm=args.max_grad_norm,
@@ -225,6 +225,7 @@ class Pretraining:
             records,
             self.processor,
             sampling=sampling,
+            targets_on=self.args.targets_on,
             stored_tracks=self.stored_tracks if records is self.records or self.held_out_fraction else None,
             pin_memory=self.accelerator.device.type == "cuda",
             **{
@@ -247,9 +248,8 @@ class Pretraining:
             seed=args.seed + 1,
         )
         held_out_clips = self._held_out_loader(self.held_out_records.limited(args.max_eval_videos), num_epochs=1)
-        shares = report_explained_share(
-            self.accelerator, self.model, islice(training_clips, num_batches), held_out_clips, self.bad_held_out_videos
-        )
+        batches = [self.inputs_of.each(clips) for clips in (islice(training_clips, num_batches), held_out_clips)]
+        shares = report_explained_share(self.accelerator, self.model, *batches, self.bad_held_out_videos)
         values = {f"held_out/explained_{name}": share for name, share in (shares or {}).items()}
         self.accelerator.log(values, step=self.state.step)
         return shares
@@ -261,10 +261,10 @@ class Pretraining:
     def _draw(self) -> None:
         videos = self.held_out_records or self.records
         loader = self._held_out_loader(videos, process_index=0, num_processes=1, num_workers=0)
-        clips = (batch for batch in islice(loader, MAX_VIDEOS_TO_DRAW_FROM) if batch["sources"])
+        clips = self.inputs_of.each(batch for batch in islice(loader, MAX_VIDEOS_TO_DRAW_FROM) if batch["sources"])
         inputs, source = liveliest_clip(clips, self.model.config.motion_targets)
-        kind = "a held-out clip" if self.held_out_records else "a training clip"
-        title = f"{kind} of {Path(source).name} after {self.state.step} updates"
+        kind = "held-out" if self.held_out_records else "training"
+        title = f"a {kind} clip of {Path(source).name} after {self.state.step} updates"
         draw_motion_prediction(self.model, self.processor, inputs, self.output_dir / "motion.png", title=title)
 
     def _card(self, shares: dict[str, float] | None) -> str:

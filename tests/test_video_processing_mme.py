@@ -294,7 +294,7 @@ def test_only_frames_that_a_sample_needs_are_resized_and_tracked():
         name, options, calls = "spy", {}, []
 
         def __call__(self, frames, points_xy, *, start_frames, num_steps):
-            self.calls.append((len(frames), list(start_frames)))
+            self.calls.append((frames.shape[-4], list(start_frames)))
             return build_tracker("dis")(frames, points_xy, start_frames=start_frames, num_steps=num_steps)
 
     processor = MMEVideoProcessor(**{**SMALL, "num_frames": 16, "frame_stride": 4})

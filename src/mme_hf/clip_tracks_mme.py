@@ -1,61 +1,97 @@
-"""The tracks of one clip: by which tracker, over which of its frames, and with or without the camera's motion."""
+"""The tracks of clips: by which tracker, over which of their frames, and with or without the camera's motion."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from .trajectories_mme import TRACK_FILTERS, ClipGeometry, Trajectories, build_tracker, grid_points
+from .motion_targets_mme import build_targets
+from .point_tracking_mme import constant_on
+from .trajectories_mme import TRACK_FILTERS, Trajectories, build_tracker, grid_points
 from .video_inputs_mme import RawFramePlan
 
 
-def clip_tracker(options: Any, geometry: ClipGeometry, frame_numbers: Sequence[int]) -> Callable[..., Trajectories]:
-    """Return what tracks a clip.
+def needs_tracks(options: Any, *, is_guided: bool) -> bool:
+    """Return whether points have to be followed.
 
     Args:
-        options: With `tracker` and `tracker_options`.
-        geometry: How the clip's frames are cut from those of the video.
-        frame_numbers: Which frames of the video they are.
+        options: With `motion_targets` and `cell_size_px`.
+        is_guided: Whether a mask goes by the motion.
+    """
+    targets = build_targets(options.motion_targets, cell_size_px=options.cell_size_px).values()
+    return is_guided or any(getattr(target, "needs_trajectories", True) for target in targets)
+
+
+def tracker_of(options: Any) -> Any:
+    """Return the tracker that `tracker` and `tracker_options` name.
 
     Raises:
         ValueError: If no such tracker is registered.
     """
     tracker = options.tracker
-    if isinstance(tracker, str):
-        tracker = build_tracker(tracker, **(options.tracker_options or {}))
-    # Stored tracks are those of a whole video: they must know which of its frames these are, and how they were cut.
-    return tracker.for_clip(geometry, frame_numbers) if hasattr(tracker, "for_clip") else tracker
+    return build_tracker(tracker, **(options.tracker_options or {})) if isinstance(tracker, str) else tracker
+
+
+def is_of_one_clip(tracker: Any) -> bool:
+    """Return whether a tracker must be told the clip by `for_clip(geometry, frame_numbers)`.
+
+    Stored tracks are those of a whole video: they must know which of its frames these are, and how they were cut.
+    """
+    return hasattr(tracker, "for_clip")
+
+
+def follow_points(
+    frames: torch.Tensor, plan: RawFramePlan, tracker: Callable[..., Trajectories], options: Any
+) -> Trajectories:
+    """Return the tracks of the grid's points from the start of every tubelet.
+
+    Args:
+        frames: Raw frames, cropped and resized, uint8, shape (..., R, 3, H, W).
+        plan: Which of them tracks start at.
+        tracker: Follows the points.
+        options: With `cell_size_px`, `point_layout` and `trajectory_num_steps`.
+
+    Raises:
+        ValueError: If the tracker does not take a batch for one.
+    """
+    points_xy = grid_points(*frames.shape[-2:], options.cell_size_px, options.point_layout)
+    points_xy = points_xy.to(frames.device, non_blocking=frames.is_cuda)
+    tracks = tracker(frames, points_xy, start_frames=plan.starts, num_steps=options.trajectory_num_steps)
+    if tracks.points_xy.shape[:-4] != frames.shape[:-4]:
+        raise ValueError(
+            f"tracker ({getattr(tracker, 'name', tracker)!r}) returned tracks of shape {tuple(tracks.points_xy.shape)} "
+            f"for frames of shape {tuple(frames.shape)}; what comes before (starts, steps + 1, points, 2) must be what "
+            "comes before (frames, 3, height, width)."
+        )
+    return tracks
 
 
 def clip_tracks(
-    frames: torch.Tensor, plan: RawFramePlan, tracker: Callable[..., Trajectories], options: Any
+    tracks: Trajectories, frames: torch.Tensor, plan: RawFramePlan, options: Any
 ) -> tuple[Trajectories, Trajectories]:
-    """Return the tracks of a clip as they are seen, and as motion is learned from them.
+    """Return the tracks of clips as they are seen, and as motion is learned from them.
 
     They are the same unless the camera's motion is removed.
 
     Args:
-        frames: Raw frames, cropped and resized, uint8, shape (R, 3, H, W).
+        tracks: As the tracker returned them.
+        frames: Raw frames, cropped and resized, uint8, shape (..., R, 3, H, W).
         plan: Which of them tracks start at, and which only repeat the last one of the video.
-        tracker: Follows the points.
-        options: With `cell_size_px`, `point_layout`, `trajectory_num_steps` and `camera_motion`.
+        options: With `camera_motion`.
 
     Raises:
         ValueError: If the camera's motion is to be removed and nothing that can is registered.
     """
-    removes_camera_motion = options.camera_motion == "remove"
-    if removes_camera_motion and "remove_camera_motion" not in TRACK_FILTERS:
+    if any(plan.is_lost):
+        # Steps between copies of the last frame would look like points at rest; nothing is known of them.
+        tracks = tracks.hide(constant_on(tracks.is_visible.device, plan.is_lost)[:, None, None])
+    if options.camera_motion != "remove":
+        return tracks, tracks
+    if "remove_camera_motion" not in TRACK_FILTERS:
         raise ValueError(
             "camera_motion ('remove') is not available: it needs the mme_hf package, not only its remote code. Install "
             "mme_hf (pip install mme_hf) and `import mme_hf` first, or use camera_motion='keep'."
         )
-    points_xy = grid_points(*frames.shape[-2:], options.cell_size_px, options.point_layout)
-    tracks = tracker(frames, points_xy, start_frames=plan.starts, num_steps=options.trajectory_num_steps)
-    if any(plan.is_lost):
-        # Steps between copies of the last frame would look like points at rest; nothing is known of them.
-        tracks = tracks.hide(torch.tensor(plan.is_lost, device=tracks.is_visible.device)[:, None, None])
-    if not removes_camera_motion:
-        return tracks, tracks
     return tracks, TRACK_FILTERS["remove_camera_motion"](tracks, frames, plan.starts)
 
 

@@ -107,8 +107,9 @@ def _window_histograms(
     padded = F.pad(frames, (margin,) * 4, mode="replicate")
     planes = _magnitude_and_phase(padded.flatten(0, 1), num_bins)
 
-    limit = points_xy.new_tensor([width - 1, height - 1])
-    corner = points_xy.clamp(min=0).minimum(limit) - (window_size_px - 1) / 2 + margin
+    x, y = points_xy.unbind(-1)
+    inside = torch.stack([x.clamp(0, width - 1), y.clamp(0, height - 1)], dim=-1)
+    corner = inside - (window_size_px - 1) / 2 + margin
     first, part = corner.floor().long(), corner.frac()[..., None]
     # A window between pixels covers one more of them along each side: the first and the last in part.
     cover = torch.cat([1 - part, torch.ones_like(part).expand(*part.shape[:-1], taps - 2), part], dim=-1)

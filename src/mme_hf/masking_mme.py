@@ -95,16 +95,50 @@ def motion_mask(
     Returns:
         Bool, True = hidden, shape (tokens,), tokens in the order time, row, column.
     """
-    num_patches = grid[1] * grid[2]
-    num_masked = _num_masked(num_patches, mask_ratio)
-    motion = motion.detach().flatten().to("cpu", torch.float64)
-    weights = motion / motion.mean().clamp(min=1e-9) + _REST
+    noise = draw_mask_noise(grid, generator)
+    return mask_from_noise(noise, motion.detach().to("cpu"), grid, mask_ratio, strength)
+
+
+def draw_mask_noise(grid: Grid, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Return what chance has to say about a motion-guided mask, before the motion is known.
+
+    Args:
+        grid: Tokens in time, rows and columns.
+        generator: Source of randomness on the CPU; None draws from torch's default generator.
+
+    Returns:
+        Uniform in (0, 1), float64, shape (rows * columns,).
+    """
+    return torch.rand(grid[1] * grid[2], generator=generator, dtype=torch.float64).clamp(min=1e-300)
+
+
+def mask_from_noise(
+    noise: torch.Tensor, motion: torch.Tensor, grid: Grid, mask_ratio: float, strength: float = 1.0
+) -> torch.Tensor:
+    """Return the motion-guided masks that noise stands for, see `motion_mask`; batched, on the device of the motion.
+
+    Args:
+        noise: As `draw_mask_noise` draws it, shape (..., rows * columns).
+        motion: How much each patch moves, as many values.
+        grid: Tokens in time, rows and columns.
+        mask_ratio: Share of tokens to hide, between 0 and 1.
+        strength: How much motion decides.
+
+    Returns:
+        Bool, True = hidden, shape (..., tokens).
+    """
+    motion = motion.reshape(noise.shape).to(noise.dtype)
+    weights = motion / motion.mean(-1, keepdim=True).clamp(min=1e-9) + _REST
     # The largest of log weight + Gumbel noise are such a draw without replacement.
-    uniform = torch.rand(num_patches, generator=generator, dtype=torch.float64).clamp(min=1e-300)
-    keys = strength * weights.log() - (-uniform.log()).log()
-    mask = torch.zeros(num_patches, dtype=torch.bool)
-    mask[keys.topk(num_masked).indices] = True
-    return mask.repeat(grid[0])
+    keys = strength * weights.log() - (-noise.log()).log()
+    chosen = keys.topk(num_masked_patches(grid, mask_ratio), dim=-1).indices
+    mask = torch.zeros(noise.shape, dtype=torch.bool, device=noise.device).scatter(-1, chosen, True)
+    return mask.repeat(*[1] * (mask.ndim - 1), grid[0])
+
+
+def num_masked_patches(grid: Grid, mask_ratio: float) -> int:
+    """Return how many patches of a frame a tube hides."""
+    return _num_masked(grid[1] * grid[2], mask_ratio)
 
 
 def patch_motion(

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 import torch
 
+from .point_tracking_mme import constant_on
 from .trajectories_mme import Trajectories
 
 TokenRule = Literal["all", "any"]
@@ -54,7 +55,7 @@ class MotionClip:
                 f"{target_name} is made from raw frames, and the clip has none. Give MotionClip raw_frames, "
                 "input_frames, start_frames and channel_scales, as MMEVideoProcessor does."
             )
-        return self.raw_frames.index_select(-4, torch.tensor(indices, device=self.raw_frames.device))
+        return self.raw_frames.index_select(-4, constant_on(self.raw_frames.device, indices))
 
     def seen_frames(self, target_name: str) -> torch.Tensor:
         """Return the second frame of each tubelet (the only one where there is one), uint8 (..., S, C, H, W)."""

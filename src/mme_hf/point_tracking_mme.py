@@ -50,7 +50,7 @@ def track_points(
         raise ValueError(f"border ({border!r}) is unknown. Choose 'free' or 'clamp'.")
     check_tracked_frames(flow.shape[-4] + 1, start_frames, num_steps)
     for name, values in (("flow", flow), ("points_xy", points_xy)):
-        _check_finite(name, values)
+        check_finite(name, values)
 
     frame_size = (flow.shape[-2], flow.shape[-1])
     flow_rows = flow.to(torch.float32).movedim(-3, -1).flatten(-4, -2)  # (..., T * H * W, 2)
@@ -71,7 +71,8 @@ def track_points(
     return Trajectories(torch.stack(positions, dim=-3), torch.stack(visibles, dim=-2), frame_size)
 
 
-def _check_finite(name: str, values: torch.Tensor) -> None:
+def check_finite(name: str, values: torch.Tensor) -> None:
+    """Raise ValueError if a value is not finite; on a CUDA device fail an assertion there instead, without waiting."""
     is_finite = values.sum(dtype=torch.float32).isfinite()  # a sum, as it needs no memory: nan and inf stay in it
     message = f"{name} holds values that are not finite (nan or inf). Replace them, for example by 0."
     if values.is_cuda:

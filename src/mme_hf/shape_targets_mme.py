@@ -20,6 +20,7 @@ from .motion_clip_mme import (
     tokens_that_count,
     valid_points,
 )
+from .point_tracking_mme import constant_on
 from .trajectories_mme import Trajectories
 
 
@@ -121,7 +122,7 @@ class ShapeAlongTrackTarget:
         frames = clip.raw_frames_at(self.name, tracked)  # (..., S * positions, C, H, W)
         points_xy = trajectories.points_xy.flatten(-4, -3)  # (..., S * positions, P, 2)
         histograms = histogram_around_points(frames, points_xy, self.num_bins, self.cell_size_px)
-        scales = histograms.new_tensor(clip.channel_scales)[:, None]
+        scales = constant_on(histograms.device, clip.channel_scales)[:, None]
         histograms = histograms.unflatten(-1, (-1, self.num_bins)) * scales  # (..., S * positions, P, C, bins)
         cells = histograms.flatten(-2).unflatten(-3, (-1, num_positions))
         cells = cells.movedim(-1, -3).flatten(-3, -2).unflatten(-1, grid)  # (..., S, values, rows, columns)

@@ -81,6 +81,16 @@ class Trajectories:
         """Motion from one raw frame to the next in pixels, shape (..., num_starts, num_steps, num_points, 2)."""
         return self.points_xy.diff(dim=-3)
 
+    def each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "Trajectories":
+        """Return the tracks with every tensor passed through a function, such as `torch.Tensor.cpu`."""
+        found = self.camera_motion_found
+        return replace(
+            self,
+            points_xy=function(self.points_xy),
+            is_visible=function(self.is_visible),
+            camera_motion_found=None if found is None else function(found),
+        )
+
     def crop(self, left: float, top: float, width: int, height: int) -> "Trajectories":
         """Return the tracks seen from a crop of the frame; points outside the crop become invisible.
 

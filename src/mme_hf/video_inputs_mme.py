@@ -17,6 +17,7 @@ from transformers.image_utils import (
 )
 from transformers.video_utils import VideoMetadata
 
+from .point_tracking_mme import constant_on
 from .trajectories_mme import ClipGeometry
 
 # "auto" -> a function that opens a path or bytes as a reader (num_frames, average_fps, frames_at, close). Empty until
@@ -150,14 +151,14 @@ def flatten_batch(videos: Any) -> list[Any]:
 
 
 def take_frames(frames: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
-    """Return frames (T, C, H, W) at indices; a view where they are evenly spaced, in the memory layout of the input."""
+    """Return frames (..., T, C, H, W) at indices; a view where they are evenly spaced, in the layout of the input."""
     steps = {after - before for before, after in pairwise(indices)}
     if len(steps) <= 1 and min(steps, default=1) > 0:
-        return frames[indices[0] : indices[-1] + 1 : min(steps, default=1)]
-    index = torch.tensor(indices, device=frames.device)
+        return frames[..., indices[0] : indices[-1] + 1 : min(steps, default=1), :, :, :]
+    index = constant_on(frames.device, indices)
     if frames.stride(-3) == 1:  # interleaved channels: indexing the planes would rearrange them
-        return frames.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
-    return frames.index_select(0, index)
+        return frames.movedim(-3, -1).index_select(-4, index).movedim(-1, -3)
+    return frames.index_select(-4, index)
 
 
 def one_per_clip(name: str, value: Any, num_clips: int, is_one: Callable[[Any], bool]) -> list[Any]:
@@ -225,10 +226,10 @@ class RawFramePlan:
         is_lost: For each start, whether its track runs into frames that only repeat the last one.
     """
 
-    raw_frames: list[int]
-    inputs: list[int]
-    starts: list[int]
-    is_lost: list[bool]
+    raw_frames: tuple[int, ...]
+    inputs: tuple[int, ...]
+    starts: tuple[int, ...]
+    is_lost: tuple[bool, ...]
 
 
 def raw_window(options: Any, stride: int) -> int:
@@ -275,10 +276,10 @@ def plan_raw_frames(num_raw: int, options: Any) -> RawFramePlan:
     needed = sorted({*inputs, *(start + step for start in starts for step in range(num_steps + 1))})
     position = {frame: index for index, frame in enumerate(needed)}
     return RawFramePlan(
-        raw_frames=[min(frame, num_raw - 1) for frame in needed],
-        inputs=[position[frame] for frame in inputs],
-        starts=[position[frame] for frame in starts],
-        is_lost=[start + num_steps > num_raw - 1 for start in starts],
+        raw_frames=tuple(min(frame, num_raw - 1) for frame in needed),
+        inputs=tuple(position[frame] for frame in inputs),
+        starts=tuple(position[frame] for frame in starts),
+        is_lost=tuple(start + num_steps > num_raw - 1 for start in starts),
     )
 
 
@@ -319,20 +320,19 @@ def _resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
 
 
 def normalize_frames(frames: torch.Tensor, options: Any) -> torch.Tensor:
-    """Return frames (T, C, H, W) rescaled and normalised in one pass, float32, planes contiguous."""
+    """Return frames (..., T, C, H, W) rescaled and normalised, float32, planes contiguous."""
     if not (options.do_rescale or options.do_normalize):
         return frames.contiguous()
     scale = options.rescale_factor if options.do_rescale else 1.0
     mean, std = (options.image_mean, options.image_std) if options.do_normalize else (0.0, 1.0)
     mean, std = (torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1) for value in (mean, std))
-    factor, offset = (scale / std).to(frames.device), (-mean / std).to(frames.device)
-    if frames.device.type == "cpu":
-        # NumPy asks the kernel for huge pages: the first touch of 10 MB in small ones takes longer than the arithmetic.
-        pixels = torch.from_numpy(np.empty(frames.shape, dtype=np.float32))
-    else:
-        pixels = torch.empty(frames.shape, dtype=torch.float32, device=frames.device)
+    factor, offset = (value.to(frames.device, non_blocking=frames.is_cuda) for value in (scale / std, -mean / std))
+    if frames.device.type != "cpu":
+        return frames.to(torch.float32, memory_format=torch.contiguous_format).mul_(factor).add_(offset)
+    # NumPy asks the kernel for huge pages: the first touch of 10 MB in small ones takes longer than the arithmetic.
+    pixels = torch.from_numpy(np.empty(frames.shape, dtype=np.float32))
     # Frame by frame, so that four passes stay in the cache; interleaved channels are separated in their own type.
-    planes = torch.empty(frames.shape[1:], dtype=frames.dtype, device=frames.device)
-    for source, target in zip(frames, pixels, strict=True):
+    planes = torch.empty(frames.shape[-3:], dtype=frames.dtype)
+    for source, target in zip(frames.flatten(0, -4), pixels.flatten(0, -4), strict=True):
         target.copy_(planes.copy_(source)).mul_(factor).add_(offset)
     return pixels

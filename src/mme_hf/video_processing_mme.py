@@ -15,15 +15,12 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from .clip_tracks_mme import clip_tracker, clip_tracks, reads_frames_along_tracks
-from .masking_mme import build_mask, patch_motion
-from .motion_targets_mme import MotionClip, build_targets
+from .motion_targets_mme import build_targets
 from .names_mme import check_names
-from .trajectories_mme import ClipGeometry
+from .raw_clips_mme import RawClips, cut_raw_clip, inputs_of, join_raw_clips
 from .video_inputs_mme import (
     VIDEO_OPENERS,  # noqa: F401 (mme_hf fills it here)
     CropBox,
-    RawFramePlan,
     as_frames,
     clip_geometry,
     crop_boxes,
@@ -33,7 +30,6 @@ from .video_inputs_mme import (
     is_encoded,
     normalize_frames,
     one_per_clip,
-    plan_raw_frames,
     raw_frame_sampler,
     raw_window,
     read_frames,
@@ -45,7 +41,6 @@ from .video_options_mme import (
     check_processor_options,
     check_sizes,
     check_target_sizes,
-    check_token_grid,
     check_tracker,
     is_of_a_file,
     named_targets,
@@ -221,30 +216,73 @@ class MMEVideoProcessor(BaseVideoProcessor):
             ValueError: If an option, the input or the crop box cannot be used; the message says which and why.
         """
         options = self._resolve_options(kwargs)
-        sources = flatten_batch(videos)
-        boxes, flips = crop_boxes(crop_box, len(sources)), flip_flags(flip, len(sources))
-        metadata = one_per_clip(
-            "video_metadata", options.video_metadata, len(sources), lambda m: isinstance(m, Mapping)
-        )
-        sampler = self._sampler(options, return_targets)
-        loaded = [self._load(*item, options, sampler, return_targets) for item in zip(sources, metadata, strict=True)]
-        clips = [frames for frames, _ in loaded]
-        geometries = [clip_geometry(*item, options) for item in zip(clips, boxes, flips, strict=True)]
         if return_targets:
-            masks = _given_masks(bool_masked_pos, len(sources))
-            samples = [self._sample(*item, options, generator) for item in zip(loaded, geometries, masks, strict=True)]
-            data = {name: _stack([sample[name] for sample in samples], name) for name in samples[0]}
+            clips, metadata = self._cut(videos, options, generator, crop_box, flip, bool_masked_pos)
+            data = inputs_of(join_raw_clips([[clip] for clip in clips]), options)
         else:
+            loaded = self._load_all(videos, options, is_raw=False)
+            boxes, flips = crop_boxes(crop_box, len(loaded)), flip_flags(flip, len(loaded))
             pixels = [
-                normalize_frames(geometry.apply_to_frames(clip), options)
-                for clip, geometry in zip(clips, geometries, strict=True)
+                normalize_frames(clip_geometry(frames, *cut, options).apply_to_frames(frames), options)
+                for (frames, _), *cut in zip(loaded, boxes, flips, strict=True)
             ]
-            same_shape = len({clip.shape for clip in pixels}) == 1
-            data = {"pixel_values": _stack(pixels, "pixel_values") if options.return_tensors and same_shape else pixels}
+            is_batch = options.return_tensors and len({clip.shape for clip in pixels}) == 1
+            data = {"pixel_values": _stack(pixels) if is_batch else pixels}
+            metadata = [video for _, video in loaded]
         batch = BatchFeature(data=data, tensor_type=options.return_tensors)
         if options.return_metadata:
-            batch["video_metadata"] = [video for _, video in loaded]
+            batch["video_metadata"] = metadata
         return batch
+
+    def cut_raw_clips(
+        self,
+        videos: Any,
+        *,
+        generator: torch.Generator | None = None,
+        crop_box: CropBox | Sequence[CropBox] | None = None,
+        flip: bool | Sequence[bool] = False,
+        bool_masked_pos: torch.Tensor | None = None,
+        **kwargs: Unpack[MMEVideoProcessorKwargs],
+    ) -> list[RawClips]:
+        """Return raw frames, cropped, resized and flipped but uint8, and what was drawn: all that is done clip by clip.
+
+        `inputs_from_raw_clips` makes of them, on any device, what the call with `return_targets=True` returns.
+
+        Args:
+            videos: Raw frames, see `preprocess`; so are all other arguments.
+            generator: Source of randomness of the masks.
+            crop_box: What to cut out.
+            flip: Whether to mirror.
+            bool_masked_pos: Masks to use in place of drawn ones.
+            kwargs: Options to use in place of the processor's own. Those that say how targets are made have to be
+                given to `inputs_from_raw_clips` again.
+
+        Returns:
+            The clips, those that take the same frames joined: one entry, unless some videos are short.
+        """
+        clips, _ = self._cut(videos, self._resolve_options(kwargs), generator, crop_box, flip, bool_masked_pos)
+        return join_raw_clips([[clip] for clip in clips])
+
+    def inputs_from_raw_clips(
+        self, clips: Sequence[RawClips], **kwargs: Unpack[MMEVideoProcessorKwargs]
+    ) -> BatchFeature:
+        """Return pixels, masks and labels of clips, made together on the device that they are on.
+
+        Nothing waits for the device, unless the tracker does: those of OpenCV work on the CPU.
+
+        Args:
+            clips: What `cut_raw_clips` returned, or several such lists put together by `join_raw_clips`.
+            kwargs: Options to use in place of the processor's own.
+
+        Returns:
+            What `preprocess` returns with targets, as tensors.
+
+        Raises:
+            ValueError: If there is no clip, or an option cannot be used.
+        """
+        options = self._resolve_options(kwargs)
+        self._check_target_options(options)
+        return BatchFeature(data=inputs_of(clips, options))
 
     def _resolve_options(self, kwargs: dict[str, Any]) -> SimpleNamespace:
         """Return all options as attributes: those of the call, otherwise the processor's own (as transformers does)."""
@@ -260,19 +298,51 @@ class MMEVideoProcessor(BaseVideoProcessor):
         self._validate_preprocess_kwargs(**options)
         return SimpleNamespace(**options)
 
-    def _sampler(self, options: SimpleNamespace, is_raw: bool) -> Callable[[VideoMetadata], np.ndarray] | None:
-        """Return what chooses the frames of a video that is longer than needed; None takes all."""
-        if is_raw:
-            check_processor_options(options)
-            check_tracker(options.tracker, options.tracker_options)
-            check_target_sizes(options)
-            if options.fps is not None:
-                raise ValueError(
-                    f"fps ({options.fps}) cannot be met with return_targets=True: points are followed at the video's "
-                    "own rate. Leave fps out (or pass fps=None) and choose frame_stride."
-                )
-            return raw_frame_sampler(options)
-        return partial(self.sample_frames, **vars(options)) if options.do_sample_frames else None
+    def _cut(
+        self,
+        videos: Any,
+        options: SimpleNamespace,
+        generator: torch.Generator | None,
+        crop_box: Any,
+        flip: Any,
+        bool_masked_pos: torch.Tensor | None,
+    ) -> tuple[list[RawClips], list[VideoMetadata]]:
+        self._check_target_options(options)
+        loaded = self._load_all(videos, options, is_raw=True)
+        boxes, flips = crop_boxes(crop_box, len(loaded)), flip_flags(flip, len(loaded))
+        masks = _given_masks(bool_masked_pos, len(loaded))
+        geometries = [
+            clip_geometry(frames, *cut, options) for (frames, _), *cut in zip(loaded, boxes, flips, strict=True)
+        ]
+        clips = [
+            cut_raw_clip(frames, video.frames_indices, geometry, mask, generator, options)
+            for (frames, video), geometry, mask in zip(loaded, geometries, masks, strict=True)
+        ]
+        return clips, [video for _, video in loaded]
+
+    def _check_target_options(self, options: SimpleNamespace) -> None:
+        check_processor_options(options)
+        check_tracker(options.tracker, options.tracker_options)
+        check_target_sizes(options)
+        if options.fps is not None:
+            raise ValueError(
+                f"fps ({options.fps}) cannot be met with return_targets=True: points are followed at the video's "
+                "own rate. Leave fps out (or pass fps=None) and choose frame_stride."
+            )
+
+    def _load_all(
+        self, videos: Any, options: SimpleNamespace, *, is_raw: bool
+    ) -> list[tuple[torch.Tensor, VideoMetadata]]:
+        """Return the wanted frames of every video as (T, C, H, W), and what is known of it."""
+        # What chooses the frames of a video that is longer than needed; None takes all.
+        sampler = raw_frame_sampler(options) if is_raw else None
+        if not is_raw and options.do_sample_frames:
+            sampler = partial(self.sample_frames, **vars(options))
+        sources = flatten_batch(videos)
+        metadata = one_per_clip(
+            "video_metadata", options.video_metadata, len(sources), lambda m: isinstance(m, Mapping)
+        )
+        return [self._load(*item, options, sampler, is_raw) for item in zip(sources, metadata, strict=True)]
 
     def _load(
         self,
@@ -298,71 +368,6 @@ class MMEVideoProcessor(BaseVideoProcessor):
             frames = take_frames(frames, video.frames_indices)
         return (frames if options.device is None else frames.to(options.device)), video
 
-    def _sample(
-        self,
-        loaded: tuple[torch.Tensor, VideoMetadata],
-        geometry: ClipGeometry,
-        mask: torch.Tensor | None,
-        options: SimpleNamespace,
-        generator: torch.Generator | None,
-    ) -> dict[str, torch.Tensor]:
-        """Return pixels, mask and labels of one clip of raw frames (R, C, H, W); nothing is batched yet."""
-        raw, video = loaded
-        if raw.dtype != torch.uint8:
-            raise ValueError(
-                f"raw frames have dtype {raw.dtype}; motion targets are made from uint8 frames in [0, 255]."
-            )
-        height, width = geometry.out_height, geometry.out_width
-        check_token_grid(height, width, options.patch_size)
-        plan = plan_raw_frames(len(raw), options)
-        frames = geometry.apply_to_frames(take_frames(raw, plan.raw_frames))
-        pixels = normalize_frames(take_frames(frames, plan.inputs), options)
-        clip = _motion_clip(pixels, frames, plan, options)
-        targets = build_targets(options.motion_targets, cell_size_px=options.cell_size_px)
-        seen, moved, is_guided = None, None, mask is None and options.mask_type == "motion"
-        if is_guided or any(getattr(target, "needs_trajectories", True) for target in targets.values()):
-            numbers = [video.frames_indices[frame] for frame in plan.raw_frames]
-            seen, moved = clip_tracks(frames, plan, clip_tracker(options, geometry, numbers), options)
-        values, valid = zip(
-            *(target(clip, seen if reads_frames_along_tracks(target) else moved) for target in targets.values()),
-            strict=True,
-        )
-        grid = clip.token_grid
-        if mask is None:
-            guide = None
-            if is_guided:
-                points = (height // options.cell_size_px, width // options.cell_size_px)
-                guide = patch_motion(moved.displacements, moved.is_visible, points, grid[1:])
-            strength = options.motion_mask_strength
-            mask = build_mask(
-                options.mask_type, grid, options.mask_ratio, generator, motion=guide, motion_strength=strength
-            )
-        elif mask.numel() != grid[0] * grid[1] * grid[2]:
-            raise ValueError(f"bool_masked_pos has {mask.numel()} tokens; the clip has {' x '.join(map(str, grid))}.")
-        mask = mask.to(pixels.device)
-        return {
-            "pixel_values": pixels,
-            "bool_masked_pos": mask,
-            "masked_indices": mask.nonzero().squeeze(-1),
-            "labels": torch.cat(values, dim=-1),
-            "target_mask": torch.stack(valid, dim=-1),
-        }
-
-
-def _motion_clip(
-    pixels: torch.Tensor, frames: torch.Tensor, plan: RawFramePlan, options: SimpleNamespace
-) -> MotionClip:
-    std = torch.as_tensor(options.image_std if options.do_normalize else 1.0).expand(frames.shape[-3])
-    return MotionClip(
-        pixels,
-        options.patch_size,
-        options.tubelet_size,
-        raw_frames=frames,
-        input_frames=plan.inputs,
-        start_frames=plan.starts,
-        channel_scales=((options.rescale_factor if options.do_rescale else 1.0) / std).tolist(),
-    )
-
 
 def _given_masks(mask: torch.Tensor | None, num_clips: int) -> list[torch.Tensor | None]:
     if mask is None:
@@ -376,7 +381,5 @@ def _given_masks(mask: torch.Tensor | None, num_clips: int) -> list[torch.Tensor
     return list(mask) if mask.ndim == 2 else [mask] * num_clips
 
 
-def _stack(tensors: list[torch.Tensor], name: str) -> torch.Tensor:
-    if len({tensor.shape for tensor in tensors}) > 1:
-        raise ValueError(f"{name} differs in shape between videos: {sorted({tuple(t.shape) for t in tensors})}.")
+def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
     return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)

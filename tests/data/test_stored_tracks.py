@@ -282,6 +282,10 @@ def test_clips_take_their_tracks_from_the_frames_they_are_cut_from(stored, video
         assert options["tracker"].first_frame == start
         expected = processor(frames, **{**options, "tracker": StoredTracker(motion, first_frame=start)})
         assert torch.equal(sample["labels"], expected["labels"])
+    # Raw clips carry their tracks with them, to where there is no data set of tracks.
+    sender = ClipDataset(records, processor, dataset.sampling, targets_on="device", stored_tracks=tracks)
+    for clips, sample in zip(sender[request(0, seed=3)].samples, result.samples, strict=True):
+        assert torch.equal(processor.inputs_from_raw_clips(clips)["labels"], sample["labels"])
 
 
 def test_bad_videos_are_counted_and_missing_tracks_stop_the_run_also_in_a_worker(stored, videos, processor, tmp_path):

@@ -21,9 +21,11 @@ def assert_same_run(first, second):
     assert all(torch.allclose(one[name], two[name], rtol=1e-4, atol=1e-5) for name in one)
 
 
-def test_two_processes_give_the_losses_of_one_with_twice_the_batch(alone, video_folder, tmp_path):
+@pytest.mark.parametrize("targets_on", ["workers", "device"])
+def test_two_processes_give_the_losses_of_one_with_twice_the_batch(alone, video_folder, tmp_path, targets_on):
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(runs.free_port()))
     flags = {**FLAGS, "train_dir": video_folder, "per_device_train_batch_size": 2}
+    flags |= {"targets_on": targets_on, "tracker": "dis"}
     runs.finish(runs.start(tmp_path / "two", launcher=launcher, **flags))
     assert_same_run(tmp_path / "two", alone)
 

@@ -24,6 +24,7 @@ def sources(video_folder, tmp_path_factory):
     return {
         "rows": {"train_dir": video_folder},
         "stream": {"dataset_name": shards, "streaming": "true", "shuffle_buffer_size": 3},
+        "device": {"train_dir": video_folder, "targets_on": "device", "mask_type": "motion"},
     }
 
 
@@ -35,7 +36,7 @@ def wait_for(condition, process, what, seconds=120):
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("kind", ["rows", "stream"])
+@pytest.mark.parametrize("kind", ["rows", "stream", "device"])
 def test_killed_while_it_writes_a_checkpoint_and_resumed(sources, kind, tmp_path):
     # Batches of 2 x 2 from 6 videos, so that step 4 ends inside the third epoch; workers, and two clips a video.
     flags = {

@@ -47,7 +47,7 @@ class Still:
     name, options = "still", {}
 
     def __call__(self, frames, points_xy, *, start_frames=(0,), num_steps):
-        positions = points_xy.expand(len(start_frames), num_steps + 1, *points_xy.shape).clone()
+        positions = points_xy.expand(*frames.shape[:-4], len(start_frames), num_steps + 1, *points_xy.shape).clone()
         visible = torch.ones(positions.shape[:-1], dtype=torch.bool)
         return Trajectories(positions, visible, tuple(frames.shape[-2:]))
 
@@ -62,7 +62,7 @@ class Altered:
 
     def __call__(self, frames, points_xy, *, start_frames=(0,), num_steps):
         tracks = build_tracker("dis")(frames, points_xy, start_frames=start_frames, num_steps=num_steps)
-        first = tracks.points_xy[:, :1]
+        first = tracks.points_xy[..., :1, :, :]
         return replace(tracks, points_xy=first + (tracks.points_xy - first) * torch.tensor(next(self.factors)))
 
 

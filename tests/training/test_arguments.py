@@ -135,6 +135,7 @@ def test_the_published_recipe_is_met():
         (["--held_out_fraction", "1"], r"held_out_fraction \(1.0\) must lie in"),
         (["--samples_per_video", "3"], r"batch_size \(8\) does not divide by samples_per_video \(3\)"),
         (["--mixed_precision", "int8"], r"mixed_precision \('int8'\)"),
+        (["--targets_on", "gpu"], r"targets_on \('gpu'\) must be 'workers' or 'device'"),
         (["--train_dir", "a", "--dataset_name", "b"], "dataset_name and train_dir name different data"),
         (["--streaming", "true"], r"streaming \(True\) needs --dataset_name"),
         (["--streaming", "true", "--dataset_name", "b"], "Give --max_train_steps"),

@@ -3,13 +3,14 @@
 import json
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from teachers import save_teacher
 
 from mme_hf import MMEForPreTraining
 from mme_hf.training import PretrainingArguments
 from mme_hf.training.arguments import parse_arguments
-from mme_hf.training.setup import build_model_and_processor, load_records, schedule_lengths
+from mme_hf.training.setup import build_model_and_processor, describe_targets, load_records, schedule_lengths
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 SMALL |= {"decoder_hidden_size": 24, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 24}
@@ -46,6 +47,31 @@ def test_model_and_processor_agree_on_what_is_predicted():
 def test_wrong_values_are_named(changes, message):
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         build_model_and_processor(arguments(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "tracker", "words"),
+    [
+        ({}, "dis", "made on the data workers; points are followed by dis"),
+        ({"targets_on": "device"}, "torch", "made on cuda, inside the step; points are followed by torch"),
+        ({"targets_on": "device", "tracker": "dis"}, "dis", "followed by dis (which copies all frames to the CPU"),
+        ({"targets_on": "device", "stored_tracks": "tracks"}, "dis", "inside the step; tracks are read from tracks"),
+        ({"tracker": "torch"}, "torch", "made on the data workers; points are followed by torch"),
+    ],
+)
+def test_a_run_that_names_no_tracker_takes_the_one_that_suits_and_says_so(changes, tracker, words):
+    args = arguments(**changes)
+    _, processor = build_model_and_processor(args)
+    assert processor.tracker == tracker
+    assert words in describe_targets(args, processor, torch.device("cuda"))
+
+
+def test_a_saved_tracker_is_kept_unless_another_is_named(tmp_path):
+    for part in build_model_and_processor(arguments(tracker="farneback")):
+        part.save_pretrained(tmp_path)
+    again = {"model_name_or_path": str(tmp_path), "model_options": None, "targets_on": "device"}
+    assert build_model_and_processor(arguments(**again))[1].tracker == "farneback"
+    assert build_model_and_processor(arguments(**again, tracker="dis"))[1].tracker == "dis"
 
 
 def test_camera_motion_goes_from_the_flag_into_the_processor_and_is_saved_with_it(tmp_path):

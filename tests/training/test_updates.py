@@ -38,12 +38,23 @@ def batch(*values, bad=()):
     }
 
 
+def inputs_of(batch):
+    return batch["inputs"]
+
+
 def update(batches, *, clips_per_batch, max_grad_norm=None):
     accelerator = Accelerator(cpu=True)
     model = MeanSquare()
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
     report = run_update(
-        accelerator, model, optimizer, batches, clips_per_batch=clips_per_batch, step=7, max_grad_norm=max_grad_norm
+        accelerator,
+        model,
+        optimizer,
+        batches,
+        inputs_of=inputs_of,
+        clips_per_batch=clips_per_batch,
+        step=7,
+        max_grad_norm=max_grad_norm,
     )
     return report, float(model.w)
 
@@ -93,7 +104,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_videos(
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
     batches = [batch(1.0), batch(value)]
     with pytest.raises(NonFiniteLossError, match=f"step 7: .*not finite.* Videos of the batch: clip {value}\\. Look"):
-        run_update(accelerator, model, optimizer, batches, clips_per_batch=1, step=7)
+        run_update(accelerator, model, optimizer, batches, inputs_of=inputs_of, clips_per_batch=1, step=7)
     assert float(model.w) == 0.5
 
 
@@ -103,4 +114,4 @@ def test_a_gradient_that_is_not_finite_stops_it_too():
     model.w.register_hook(lambda gradient: gradient * math.inf)
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(NonFiniteLossError, match="gradient norm inf.*clip 1.0"):
-        run_update(accelerator, model, optimizer, [batch(1.0)], clips_per_batch=1, step=1)
+        run_update(accelerator, model, optimizer, [batch(1.0)], inputs_of=inputs_of, clips_per_batch=1, step=1)

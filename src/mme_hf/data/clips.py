@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..motion import StoredMotion, StoredTracker, StoredTracksError
+from ..raw_clips_mme import RawClips, join_raw_clips
 from ..video import READERS, VideoReader, VideoReadError, open_video
 from ..video.sampling import evenly_spaced_starts, random_start
 from .augmentation import CropBox, center_crop_box, cut_path, multi_scale_crop_box, random_flip, random_path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ..video_processing_mme import MMEVideoProcessor
     from .records import VideoRecords
     from .stored_tracks import StoredTracks
+
+TargetsOn = Literal["workers", "device"]
 
 
 # A crop that moves by half of its side from one frame to the next shows other things, not motion.
@@ -79,10 +82,13 @@ class ClipSampling:
 
 @dataclass(frozen=True)
 class ClipResult:
-    """What came of one `RecordRequest`: samples, or the reason why there are none."""
+    """What came of one `RecordRequest`: samples, or the reason why there are none.
+
+    A sample is what the processor returns for one clip: the model's inputs, or raw clips to make them of.
+    """
 
     source: str
-    samples: tuple[Mapping[str, torch.Tensor], ...]
+    samples: tuple[Mapping[str, torch.Tensor] | list[RawClips], ...]
     bad_video: BadVideo | None
     next_cursor: RecordCursor
 
@@ -95,6 +101,7 @@ class ClipDataset(Dataset):
         processor: Makes pixel values, masks, labels and target masks from raw frames.
         sampling: How clips are cut from a video.
         return_targets: Whether to make masks, labels and target masks.
+        targets_on: Where these are made: here, or on the "device" of the model, of the raw clips that are then sent.
         stored_tracks: Where tracks are read; None to track on line.
     """
 
@@ -105,6 +112,7 @@ class ClipDataset(Dataset):
         sampling: ClipSampling | None = None,
         *,
         return_targets: bool = True,
+        targets_on: TargetsOn = "workers",
         stored_tracks: StoredTracks | None = None,
     ):
         self.name = records.name
@@ -113,6 +121,7 @@ class ClipDataset(Dataset):
         self.processor = processor
         self.sampling = sampling or ClipSampling()
         self.return_targets = return_targets
+        self.sends_raw_clips = sends_raw_clips(return_targets, targets_on)
         self.stored_tracks = stored_tracks if return_targets else None
 
     def __getitem__(self, request: RecordRequest) -> ClipResult:
@@ -147,7 +156,7 @@ class ClipDataset(Dataset):
 
     def _samples(
         self, reader: VideoReader, generator: torch.Generator, motion: StoredMotion | None
-    ) -> list[Mapping[str, torch.Tensor]]:
+    ) -> list[Mapping[str, torch.Tensor] | list[RawClips]]:
         frame_range = self.sampling.frame_range(reader.num_frames)
         if not frame_range:
             raise VideoReadError("", f"its {self.sampling.part} part is empty: it has {reader.num_frames} frame(s)")
@@ -170,7 +179,7 @@ class ClipDataset(Dataset):
 
     def _sample(
         self, raw_frames: torch.Tensor, generator: torch.Generator, tracker: StoredTracker | None
-    ) -> Mapping[str, torch.Tensor]:
+    ) -> Mapping[str, torch.Tensor] | list[RawClips]:
         height, width = raw_frames.shape[-2:]
         aspect_ratio = self.processor.crop_size["width"] / self.processor.crop_size["height"]
         if self.sampling.is_random:
@@ -181,15 +190,12 @@ class ClipDataset(Dataset):
         if self.sampling.moving_crop_speed and self.sampling.is_random and random_flip(0.5, generator):
             raw_frames = self._cut_along_a_path(raw_frames, crop_box, generator)
             crop_box = (0, 0, raw_frames.shape[-1], raw_frames.shape[-2])
-        return self.processor(
-            raw_frames,
-            return_targets=self.return_targets,
-            crop_box=crop_box,
-            flip=flip,
-            generator=generator,
-            return_tensors="pt",
-            **({} if tracker is None else {"tracker": tracker}),
-        )
+        options = {"crop_box": crop_box, "flip": flip, "generator": generator}
+        if tracker is not None:
+            options["tracker"] = tracker
+        if self.sends_raw_clips:
+            return self.processor.cut_raw_clips(raw_frames, **options)
+        return self.processor(raw_frames, return_targets=self.return_targets, return_tensors="pt", **options)
 
     def _cut_along_a_path(
         self, raw_frames: torch.Tensor, crop_box: CropBox, generator: torch.Generator
@@ -214,26 +220,32 @@ class ClipCollator:
     Args:
         processor: The processor that made the samples.
         return_targets: Whether samples have masks, labels and target masks.
+        targets_on: Whether "workers" made these; otherwise samples are raw clips.
     """
 
-    def __init__(self, processor: MMEVideoProcessor, *, return_targets: bool = True):
-        self.empty_inputs = _empty_inputs(processor, return_targets)
+    def __init__(self, processor: MMEVideoProcessor, *, return_targets: bool = True, targets_on: TargetsOn = "workers"):
+        self.sends_raw_clips = sends_raw_clips(return_targets, targets_on)
+        self.empty_inputs = {} if self.sends_raw_clips else _empty_inputs(processor, return_targets)
 
     def __call__(self, results: Sequence[ClipResult]) -> dict[str, Any]:
         """Return the batch.
 
         Returns:
-            `inputs`: the model's keyword arguments, first dimension the clips; `sources`: the video of each clip;
-            `bad_videos`: what could not be read; `num_records`: how many records were tried; `next_cursor`: where to
-            go on after this batch.
+            `inputs`: the model's keyword arguments, first dimension the clips, or `raw_clips`, of which
+            `training.BatchInputs` makes them; `sources`: the video of each clip; `bad_videos`: what could not be read;
+            `num_records`: how many records were tried; `next_cursor`: where to go on after this batch.
         """
         samples = [sample for result in results for sample in result.samples]
-        inputs = {
-            name: torch.cat([sample[name] for sample in samples]) if samples else empty
-            for name, empty in self.empty_inputs.items()
-        }
+        if self.sends_raw_clips:
+            clips = {"raw_clips": join_raw_clips(samples)}
+        else:
+            inputs = {
+                name: torch.cat([sample[name] for sample in samples]) if samples else empty
+                for name, empty in self.empty_inputs.items()
+            }
+            clips = {"inputs": inputs}
         return {
-            "inputs": inputs,
+            **clips,
             "sources": [result.source for result in results for _ in result.samples],
             "bad_videos": [result.bad_video for result in results if result.bad_video],
             "num_records": len(results),
@@ -241,12 +253,26 @@ class ClipCollator:
         }
 
 
-def _empty_inputs(processor: MMEVideoProcessor, return_targets: bool) -> dict[str, torch.Tensor]:
-    # Made by the processor itself from a grey frame, so that shapes and types cannot differ from a real batch.
+def sends_raw_clips(return_targets: bool, targets_on: TargetsOn) -> bool:
+    """Return whether workers hand over raw clips rather than the model's inputs.
+
+    Raises:
+        ValueError: If `targets_on` is unknown.
+    """
+    if targets_on not in ("workers", "device"):
+        raise ValueError(f"targets_on ({targets_on!r}) must be 'workers' or 'device'.")
+    return return_targets and targets_on == "device"
+
+
+def grey_frame(processor: MMEVideoProcessor) -> torch.Tensor:
+    """Return a video of one frame. What the processor makes of it has the shapes and types of any other clip's."""
     height, width = processor.crop_size["height"], processor.crop_size["width"]
-    grey = torch.full((1, 3, height, width), 127, dtype=torch.uint8)
+    return torch.full((1, 3, height, width), 127, dtype=torch.uint8)
+
+
+def _empty_inputs(processor: MMEVideoProcessor, return_targets: bool) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    inputs = processor(grey, return_targets=return_targets, generator=generator, return_tensors="pt")
+    inputs = processor(grey_frame(processor), return_targets=return_targets, generator=generator, return_tensors="pt")
     return {name: tensor[:0].clone() for name, tensor in inputs.items()}
 
 

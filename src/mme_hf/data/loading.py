@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.data import DataLoader
 
-from .clips import ClipCollator, ClipDataset, ClipSampling
+from .clips import ClipCollator, ClipDataset, ClipSampling, TargetsOn
 from .ordering import ClipBatchSampler
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def build_clip_loader(
     sampling: ClipSampling | None = None,
     num_workers: int = 0,
     return_targets: bool = True,
+    targets_on: TargetsOn = "workers",
     pin_memory: bool = False,
     stored_tracks: StoredTracks | None = None,
     **order_options,
@@ -41,6 +42,8 @@ def build_clip_loader(
         sampling: How clips are cut from a video.
         num_workers: Processes that decode; 0 decodes in the calling process.
         return_targets: Whether to make masks, labels and target masks.
+        targets_on: Where these are made: by the "workers", or on the model's "device" by `training.BatchInputs`, of the
+            raw clips that workers then send.
         pin_memory: Whether batches are copied to pinned memory, for a GPU.
         stored_tracks: Where tracks are read; None to track on line.
         **order_options: Passed to `ClipBatchSampler`: seed, shuffle, cursor, process_index, ...
@@ -54,11 +57,12 @@ def build_clip_loader(
             f"batch_size ({batch_size}) does not divide by samples_per_video ({sampling.samples_per_video}). "
             "Choose a multiple: it counts clips, not videos."
         )
+    targets = {"return_targets": return_targets, "targets_on": targets_on}
     return DataLoader(
-        ClipDataset(records, processor, sampling, return_targets=return_targets, stored_tracks=stored_tracks),
+        ClipDataset(records, processor, sampling, stored_tracks=stored_tracks, **targets),
         batch_sampler=ClipBatchSampler(records, batch_size=batch_size // sampling.samples_per_video, **order_options),
         num_workers=num_workers,
-        collate_fn=ClipCollator(processor, return_targets=return_targets),
+        collate_fn=ClipCollator(processor, **targets),
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
         multiprocessing_context=_worker_context() if num_workers else None,

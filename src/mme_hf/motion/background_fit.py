@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from ..point_tracking_mme import constant_on
+
 Backend = Literal["torch", "opencv"]
 BACKENDS: tuple[str, ...] = ("torch", "opencv")
 
@@ -73,11 +75,11 @@ class Matches:
     ) -> "Matches":
         """Return the matches of points in pixels, (B, P, 2), finite also where not usable (B, P)."""
         height, width = frame_size
-        center = from_xy.new_tensor([(width - 1) / 2, (height - 1) / 2])
+        center = constant_on(from_xy.device, [(width - 1) / 2, (height - 1) / 2])
         px = 2 / max(height, width)
         start, motion = (from_xy - center) * px, (to_xy - from_xy) * px
         half_size = (width * px / 2, height * px / 2)
-        across, below = (start / start.new_tensor(half_size)).unbind(-1)
+        across, below = (start / constant_on(start.device, half_size)).unbind(-1)
         # The lower border counts as if it were half as far away: people stand there.
         outward = torch.maximum(across.abs(), torch.where(below > 0, below / 2, -below)).clamp(max=1)
         weight = (0.05 + outward**4) * usable
@@ -130,7 +132,7 @@ def _hypotheses_torch(matches: Matches) -> torch.Tensor:
     quadruples. Refitting finds the homography from there.
     """
     generator = torch.Generator().manual_seed(0)
-    draws = torch.rand(NUM_HYPOTHESES, 2, generator=generator).to(matches.start.device)
+    draws = torch.rand(NUM_HYPOTHESES, 2, generator=generator).to(matches.start.device, non_blocking=True)
     usable_first = matches.usable.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)
     chosen = (draws * matches.usable.sum(-1)[:, None, None]).long().flatten(1)
     chosen = usable_first.gather(1, chosen)[..., None].expand(-1, -1, 2)
@@ -232,8 +234,9 @@ def _is_trustworthy(theta: torch.Tensor, squared_of_rivals: torch.Tensor, matche
     rival = (weight * is_far - unexplained).sum(-1)
     own = (weight * follows).sum(-1)
     right, lower = (matches.start > 0).unbind(-1)
-    quadrant = F.one_hot(right.long() + 2 * lower.long(), 4) * follows[..., None]
-    num_quadrants = (quadrant.sum(-2) >= MIN_POINTS_IN_QUADRANT).sum(-1)
+    quadrants = torch.arange(4, device=theta.device)
+    in_quadrant = ((right.long() + 2 * lower.long())[..., None] == quadrants) & follows[..., None]
+    num_quadrants = (in_quadrant.sum(-2) >= MIN_POINTS_IN_QUADRANT).sum(-1)
     return (
         (matches.usable.sum(-1) >= MIN_USABLE_POINTS)
         & (own >= MIN_BORDER_SHARE * weight.sum(-1))
@@ -244,7 +247,7 @@ def _is_trustworthy(theta: torch.Tensor, squared_of_rivals: torch.Tensor, matche
 
 def _is_plausible(theta: torch.Tensor, matches: Matches) -> torch.Tensor:
     x, y = matches.half_size
-    corners = theta.new_tensor([[-x, x, -x, x], [-y, -y, y, y]])
+    corners = constant_on(theta.device, [[-x, x, -x, x], [-y, -y, y, y]])
     depth = 1 + theta[:, 6:] @ corners  # (B, 4)
     area = (1 + theta[:, 0]) * (1 + theta[:, 4]) - theta[:, 1] * theta[:, 3]
     keeps_area = (area > 1 / MAX_AREA_CHANGE) & (area < MAX_AREA_CHANGE)

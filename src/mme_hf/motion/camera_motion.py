@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from ..point_tracking_mme import check_tracked_frames
+from ..point_tracking_mme import check_tracked_frames, constant_on
 from ..trajectories_mme import Trajectories, grid_points, is_inside
 from .background_fit import BACKENDS, NUM_HYPOTHESES, Backend, Matches, fit_background
 
@@ -224,6 +224,6 @@ def _is_textured_at(
     if tuple(frames.shape[-2:]) != tuple(frame_size) or frames.shape[:-4] != points_xy.shape[:-4]:
         raise ValueError(f"frames have shape {tuple(frames.shape)}; the tracks are of {frame_size} (height x width).")
     check_tracked_frames(frames.shape[-4], start_frames, num_steps)
-    wanted = torch.as_tensor(start_frames, device=frames.device)[:, None]
+    wanted = constant_on(frames.device, start_frames)[:, None]
     wanted = wanted + torch.arange(num_steps, device=frames.device)
     return _read_texture(is_textured(frames)[..., wanted, :, :], points_xy)

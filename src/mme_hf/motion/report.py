@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
 
 from ..data import ClipSampling, VideoRecords, build_clip_loader
 from ..motion_targets_mme import MotionClip, build_targets
 from ..position_target_mme import PositionTarget
+from ..raw_clips_mme import RawClips
 from ..training.arguments import PretrainingArguments, parse_arguments
 from ..training.setup import build_model_and_processor, load_records, open_stored_tracks, train_sampling
 from ..trajectories_mme import Trajectories, build_tracker
@@ -51,18 +53,22 @@ class _ObservedTracker:
         self.name, self.options = getattr(tracker, "name", "observed"), getattr(tracker, "options", {})
         self.frames: torch.Tensor | None = None
         self.tracks: Trajectories | None = None
+        self._answer: Trajectories | None = None
         self.start_frames: tuple[int, ...] = ()
         self.seconds = float("nan")
         if hasattr(tracker, "for_clip"):
             self.for_clip = self._for_clip
 
     def __call__(self, frames: torch.Tensor, points_xy: torch.Tensor, *, start_frames=(0,), num_steps: int):
-        if self.tracks is None:
+        if self._answer is None:
+            _wait_for(frames.device)
             started = time.perf_counter()
-            self.tracks = self.tracker(frames, points_xy, start_frames=start_frames, num_steps=num_steps)
+            self._answer = self.tracker(frames, points_xy, start_frames=start_frames, num_steps=num_steps)
+            _wait_for(frames.device)
             self.seconds = time.perf_counter() - started
-            self.frames, self.start_frames = frames.cpu(), tuple(start_frames)
-        return self.tracks
+            self.tracks = self._answer.each(lambda tensor: tensor[0].cpu())
+            self.frames, self.start_frames = frames[0].cpu(), tuple(start_frames)
+        return self._answer
 
     def _for_clip(self, *clip: Any) -> _ObservedTracker:
         self.tracker = self.tracker.for_clip(*clip)
@@ -74,13 +80,15 @@ class ClipObserver:
 
     Args:
         processor: Makes the samples.
+        device: Where targets are made.
 
     Attributes:
         clips: What was observed, one entry per call.
     """
 
-    def __init__(self, processor: MMEVideoProcessor):
+    def __init__(self, processor: MMEVideoProcessor, device: torch.device | str = "cpu"):
         self.processor = processor
+        self.device = device
         self.clips: list[ObservedClip] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -89,17 +97,18 @@ class ClipObserver:
     def __call__(
         self, raw_frames: torch.Tensor, *, source: str = "", tracker: Any = None, **options: Any
     ) -> Mapping[str, torch.Tensor]:
-        """Return what the processor returns for one clip."""
+        """Return what the processor returns for one clip, on the CPU."""
         tracker = self.processor.tracker if tracker is None else tracker
         if isinstance(tracker, str):
             tracker = build_tracker(tracker, **(self.processor.tracker_options or {}))
         observed = _ObservedTracker(tracker)
-        options = {"return_targets": True, "return_tensors": "pt", **options, "tracker": observed}
-        sample = self.processor(raw_frames, **options)
+        cut = {name: options[name] for name in ("crop_box", "flip", "generator") if name in options}
+        clips = [own.to(self.device) for own in self.processor.cut_raw_clips(raw_frames, tracker=observed, **cut)]
+        sample = self._sample(clips, observed)
         labels = _by_target(self.processor, sample)
         repeats = {}
         if len(self.clips) < NUM_REPEATED:
-            again = self.processor(raw_frames, **{**options, "bool_masked_pos": sample["bool_masked_pos"]})
+            again = self._sample(clips, observed)
             repeats = {
                 name: float((labels[name] - second).norm() / labels[name].norm().clamp(min=1e-12))
                 for name, second in _by_target(self.processor, again).items()
@@ -120,6 +129,15 @@ class ClipObserver:
         )
         return sample
 
+    def _sample(self, clips: list[RawClips], tracker: _ObservedTracker) -> dict[str, torch.Tensor]:
+        inputs = self.processor.inputs_from_raw_clips(clips, tracker=tracker)
+        return {name: tensor.cpu() for name, tensor in inputs.items()}
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
 
 def observe_clips(
     records: VideoRecords,
@@ -129,6 +147,7 @@ def observe_clips(
     sampling: ClipSampling | None = None,
     stored_tracks: StoredTracks | None = None,
     seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> list[ObservedClip]:
     """Return a clip of each of the first videos of the first epoch, observed on its way; unreadable ones are left out.
 
@@ -139,8 +158,9 @@ def observe_clips(
         sampling: How clips are cut; of each video only one is taken, as those of one video say the same.
         stored_tracks: Where tracks are read; None to track on line.
         seed: Seed of order, crops and masks.
+        device: Where targets are made.
     """
-    observer = ClipObserver(processor)
+    observer = ClipObserver(processor, device)
     is_stream = records.num_records is None
     loader = build_clip_loader(
         # Shuffling a stream would first fill a buffer.
@@ -275,6 +295,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             sampling=train_sampling(args, held_out_fraction),
             stored_tracks=open_stored_tracks(args, processor, records),
             seed=args.seed,
+            device=PartialState().device if args.targets_on == "device" else "cpu",
         )
     except (ValueError, StrictDataclassError) as error:
         sys.exit(f"mme_hf.motion.report: error: {error}")

@@ -1,6 +1,7 @@
 """What a training loop needs besides Accelerate: arguments, schedule, updates, exact checkpoints, evaluation."""
 
 from .arguments import ExtractionArguments, PretrainingArguments, parse_arguments
+from .batch_inputs import BatchInputs
 from .checkpointing import latest_checkpoint
 from .evaluation import MeanPredictor, NothingToExplainError, explained_share
 from .held_out import report_explained_share
@@ -10,6 +11,7 @@ from .run_state import RunState
 from .updates import NonFiniteLossError, UpdateReport, run_update
 
 __all__ = [
+    "BatchInputs",
     "ExtractionArguments",
     "MeanPredictor",
     "NonFiniteLossError",

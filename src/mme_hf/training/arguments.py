@@ -53,6 +53,11 @@ class DataArguments:
         "frame (0.02): motion of any speed and direction, for few videos or slow ones. 0: crops stand still.",
     )
     dataloader_num_workers: int | None = _flag(None, "Decoding processes of each training process. Default: by cores.")
+    targets_on: str = _flag(
+        "workers",
+        "Where tracks, labels and masks are made: by the data 'workers', or on the 'device' of the model, inside the "
+        "step; workers then only decode, crop and resize.",
+    )
     max_bad_fraction: float = _flag(0.05, "Stop once a larger share of the videos cannot be read.")
     on_bad_video: str = _flag("skip", "'skip' counts and lists unreadable videos; 'error' stops at the first.")
 
@@ -80,7 +85,10 @@ class ModelArguments:
     teacher: str | None = _flag(
         None, "Frozen vision model that the target 'features' is made by: a folder or a Hub name (CLIP, DINO, ...)."
     )
-    tracker: str = _flag("dis", "How points are followed.")
+    tracker: str | None = _flag(
+        None,
+        "How points are followed: dis, torch, farneback, raft, tvl1. Default: dis; torch with --targets_on device.",
+    )
     camera_motion: str = _flag(
         "keep", "keep, or remove: take the camera's motion, where one is found, out of the tracks that labels are of."
     )
@@ -162,6 +170,8 @@ class PretrainingArguments(TrainingArguments, ModelArguments, DataArguments):
             )
         if self.mixed_precision not in (None, "no", "fp16", "bf16"):
             raise ValueError(f"mixed_precision ({self.mixed_precision!r}) must be 'no', 'fp16' or 'bf16'.")
+        if self.targets_on not in ("workers", "device"):
+            raise ValueError(f"targets_on ({self.targets_on!r}) must be 'workers' or 'device'.")
         self._check_data_source()
 
     def _check_data_source(self) -> None:

@@ -28,7 +28,7 @@ class MeanPredictor:
         """Return the predictor of the mean over `batches` of all processes.
 
         Args:
-            batches: Batches as `ClipCollator` makes them.
+            batches: Batches as `ClipCollator` makes them, their `inputs` on any device.
             sizes: Values per token of each target, in the order of `labels`.
             accelerator: Adds up over processes.
         """
@@ -60,7 +60,7 @@ def explained_share(
 
     Args:
         model: `MMEForPreTraining`, not wrapped for distribution: processes may have different numbers of batches.
-        batches: Batches of held-out clips, as `ClipCollator` makes them.
+        batches: Batches of held-out clips, as `ClipCollator` makes them, their `inputs` on any device.
         baseline: Mean of the training labels.
         accelerator: Adds up over processes; gives the precision.
 
@@ -97,12 +97,12 @@ def _share(name: str, errors: torch.Tensor) -> float:
 def _masked_labels(
     inputs: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Return for each target (labels (B, masked tokens, size), whether they count (B, masked tokens))."""
+    """Return for each target (labels (B, masked tokens, size), whether they count (B, masked tokens)), on the CPU."""
     indices = inputs["masked_indices"]
     labels = inputs["labels"].gather(1, indices[..., None].expand(-1, -1, inputs["labels"].shape[-1]))
     target_mask = inputs["target_mask"]
-    counts = target_mask.gather(1, indices[..., None].expand(-1, -1, target_mask.shape[-1]))
-    columns = labels.split(list(sizes.values()), dim=-1)
+    counts = target_mask.gather(1, indices[..., None].expand(-1, -1, target_mask.shape[-1])).cpu()
+    columns = labels.cpu().split(list(sizes.values()), dim=-1)
     return {name: (columns[i], counts[..., i]) for i, name in enumerate(sizes)}
 
 

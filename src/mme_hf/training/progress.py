@@ -22,7 +22,14 @@ logger = logging.getLogger(__name__)
 
 
 def announce_run(
-    records: VideoRecords, model: nn.Module, *, model_name: str, output_dir: Path | None, where: str, what: str
+    records: VideoRecords,
+    model: nn.Module,
+    *,
+    model_name: str,
+    output_dir: Path | None,
+    where: str,
+    targets: str,
+    what: str,
 ) -> None:
     """Say what is about to be trained, on what and where.
 
@@ -32,6 +39,7 @@ def announce_run(
         model_name: What to call it.
         output_dir: Folder for that list; None on processes other than the main one.
         where: Devices and workers, in words.
+        targets: Where targets are made and by which tracker, in words.
         what: Updates, batch, learning rate and seed, in words.
     """
     if records.ignored_files and output_dir is not None:
@@ -43,6 +51,7 @@ def announce_run(
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.info("data: %s (%s)", records.name, videos)
     logger.info("model: %s, %.1f M parameters, on %s", model_name, num_parameters / 1e6, where)
+    logger.info("targets: %s", targets)
     logger.info("run: %s", what)
 
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from .arguments import PretrainingArguments
 
 SAMPLE_HELD_OUT_FRACTION = 0.2
+# Made of OpenCV.
+CPU_TRACKERS = ("dis", "farneback", "tvl1")
 _PROCESSOR_FLAGS = ("frame_stride", "trajectory_num_steps", "mask_type", "mask_ratio", "tracker", "camera_motion")
 _AUGMENTATIONS = ("flip_probability", "moving_crop_speed")
 
@@ -95,9 +97,18 @@ def _new_processor(args: PretrainingArguments, preset: MMEConfig) -> MMEVideoPro
         "tubelet_size": preset.tubelet_size,
     }
     options |= {name: getattr(args, name) for name in _PROCESSOR_FLAGS}
+    options["tracker"] = args.tracker or default_tracker(args)
     options |= processor_options(args)
     _check_image_size(args, options["patch_size"])
     return MMEVideoProcessor(**options)
+
+
+def default_tracker(args: PretrainingArguments) -> str:
+    """Return the tracker of a run that names none: the fastest where it runs.
+
+    Stored tracks are made by "dis" unless said otherwise, so that is what a run that reads some looks for.
+    """
+    return "torch" if args.targets_on == "device" and not args.stored_tracks else "dis"
 
 
 def _load_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTraining, MMEVideoProcessor]:
@@ -226,6 +237,18 @@ def open_stored_tracks(
     return tracks
 
 
+def describe_targets(args: PretrainingArguments, processor: MMEVideoProcessor, device: torch.device) -> str:
+    """Return in words where targets are made, and what follows the points."""
+    place = "the data workers" if args.targets_on == "workers" else f"{device.type}, inside the step"
+    tracker = processor.tracker if isinstance(processor.tracker, str) else processor.tracker.name
+    if args.stored_tracks:
+        return f"made on {place}; tracks are read from {args.stored_tracks}"
+    note = ""
+    if args.targets_on == "device" and tracker in CPU_TRACKERS and device.type != "cpu":
+        note = " (which copies all frames to the CPU and works there; --tracker torch does not)"
+    return f"made on {place}; points are followed by {tracker}{note}"
+
+
 def train_sampling(args: PretrainingArguments, held_out_fraction: float) -> ClipSampling:
     """Return how training clips are cut: at random times, crops and flips, never from the held-out part."""
     return ClipSampling(
@@ -266,6 +289,7 @@ def settings_of_the_batches(
         "data": records.identity,
         "held_out_fraction": held_out_fraction,
         "stored_tracks": True if args.stored_tracks else None,
+        "targets_on": args.targets_on,
         **{f"processor {name}": value for name, value in processor.to_dict().items()},
     }
 

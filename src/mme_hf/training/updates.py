@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,7 @@ def run_update(
     optimizer: torch.optim.Optimizer,
     batches: Sequence[Mapping],
     *,
+    inputs_of: Callable[[Mapping], Mapping[str, torch.Tensor]],
     clips_per_batch: int,
     step: int,
     max_grad_norm: float | None = None,
@@ -60,6 +61,8 @@ def run_update(
         model: `MMEForPreTraining`, prepared.
         optimizer: Prepared.
         batches: This process' batches, as `ClipCollator` makes them.
+        inputs_of: Makes what the model takes of a batch, on its device, as `BatchInputs` does. Called when it is a
+            batch's turn, so that only one is held there.
         clips_per_batch: Clips of a batch in which every video could be read.
         step: Number of this update, for the error message.
         max_grad_norm: Clip the gradient's norm to this.
@@ -73,9 +76,36 @@ def run_update(
     for batch in batches:
         is_last = batch is batches[-1]
         with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
-            outputs.append(_backward(accelerator, model, batch["inputs"], clips_per_update))
+            outputs.append(_backward(accelerator, model, inputs_of(batch), clips_per_update))
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if max_grad_norm is None else max_grad_norm)
-    names = list(outputs[0])
+    means, num_clips, num_records, num_bad = _over_all_processes(accelerator, batches, outputs)
+    grad_norm = float(grad_norm)
+    # With fp16 an infinite gradient is normal: the scaler skips the step.
+    if not (math.isfinite(means["loss"]) and (math.isfinite(grad_norm) or accelerator.scaler is not None)):
+        raise _non_finite_error(batches, [output["loss"] for output in outputs], means["loss"], grad_norm, step)
+    optimizer.step()
+    return UpdateReport(
+        loss=means.pop("loss"),
+        target_losses=means,
+        grad_norm=grad_norm,
+        num_clips=num_clips,
+        num_records=num_records,
+        bad_videos=gather_object([bad for batch in batches for bad in batch["bad_videos"]]) if num_bad else [],
+    )
+
+
+def _backward(
+    accelerator: Accelerator, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], clips_per_update: int
+) -> dict[str, torch.Tensor]:
+    outputs = model(**inputs)
+    accelerator.backward(outputs.loss * (len(inputs["pixel_values"]) / clips_per_update))
+    return {name: loss.detach().float() for name, loss in {"loss": outputs.loss, **outputs.target_losses}.items()}
+
+
+def _over_all_processes(
+    accelerator: Accelerator, batches: Sequence[Mapping], outputs: Sequence[Mapping[str, torch.Tensor]]
+) -> tuple[dict[str, float], int, int, int]:
+    """Return mean losses over the clips, and the numbers of clips, records and bad videos."""
     counts = [
         sum(len(batch["sources"]) for batch in batches),
         sum(batch["num_records"] for batch in batches),
@@ -86,29 +116,8 @@ def run_update(
     # The only wait for the device in an update.
     sums = accelerator.reduce(torch.cat([totals, totals.new_tensor(counts)]), reduction="sum").tolist()
     *sums, num_clips, num_records, num_bad = sums
-    means = dict(zip(names, (value / max(num_clips, 1) for value in sums), strict=True))
-    grad_norm = float(grad_norm)
-    # With fp16 an infinite gradient is normal: the scaler skips the step.
-    if not (math.isfinite(means["loss"]) and (math.isfinite(grad_norm) or accelerator.scaler is not None)):
-        raise _non_finite_error(batches, [output["loss"] for output in outputs], means["loss"], grad_norm, step)
-    optimizer.step()
-    return UpdateReport(
-        loss=means.pop("loss"),
-        target_losses=means,
-        grad_norm=grad_norm,
-        num_clips=int(num_clips),
-        num_records=int(num_records),
-        bad_videos=gather_object([bad for batch in batches for bad in batch["bad_videos"]]) if num_bad else [],
-    )
-
-
-def _backward(
-    accelerator: Accelerator, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], clips_per_update: int
-) -> dict[str, torch.Tensor]:
-    inputs = {name: value.to(accelerator.device, non_blocking=True) for name, value in inputs.items()}
-    outputs = model(**inputs)
-    accelerator.backward(outputs.loss * (len(inputs["pixel_values"]) / clips_per_update))
-    return {name: loss.detach().float() for name, loss in {"loss": outputs.loss, **outputs.target_losses}.items()}
+    means = dict(zip(outputs[0], (value / max(num_clips, 1) for value in sums), strict=True))
+    return means, int(num_clips), int(num_records), int(num_bad)
 
 
 def _non_finite_error(
