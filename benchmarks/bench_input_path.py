@@ -320,7 +320,7 @@ def report(files: list[File], arguments: argparse.Namespace) -> list[str]:
         "",
         *part_rows(files, max(1, arguments.repeats // 2), CLOCKS[arguments.clock]),
         "",
-        "With targets: training samples, random window of raw frames (all decoded), crop and flip; tiny is 112 px, 8 "
+        "With targets: training samples, random window of raw frames, crop and flip; tiny is 112 px, 8 "
         "frames. `other` holds the processor's options and checks, copies, and the rest of the data layer.",
     ]
 

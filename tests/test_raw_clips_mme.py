@@ -84,6 +84,36 @@ def test_short_and_long_clips_together_give_what_each_gives_alone(targets, mask_
     assert_same(processor.inputs_from_raw_clips(clips), one_by_one(processor))
 
 
+@pytest.mark.parametrize("length", [19, 12, 3])
+def test_the_needed_frames_alone_give_what_all_frames_give(length):
+    processor = MMEVideoProcessor(**{**SMALL, "frame_stride": 6}, tracker="torch")
+    video = torch.from_numpy(moving_texture(length, 48, 64)).permute(0, 3, 1, 2)
+    needed = processor.raw_frames_for(length)
+    # Inputs 0, 6, 12, 18 and tracks of 4 steps from 0 and 12; stride 3: 0, 3, 6, 9 and from 0 and 6; all of 3 frames.
+    expected = {19: [*range(5), 6, *range(12, 17), 18], 12: [0, 1, 2, 3, 4, 6, 7, 8, 9, 10], 3: [0, 1, 2]}
+    assert needed == expected[length]
+    options = {"return_targets": True, "return_tensors": "pt"}
+    whole = processor(video, generator=torch.Generator().manual_seed(0), **options)
+    named = {"video_metadata": {"frames_indices": [5 + frame for frame in needed]}}
+    alone = processor(video[needed], generator=torch.Generator().manual_seed(0), **named, **options)
+    assert_same(alone, whole, tolerance=0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ([0, 1, 2, 3, 4, 6, 7, 8, 18], r"5 raw frames are missing, the first is frame 12"),
+        ([0, 1, 2], r"has 3 frames_indices for 9 raw frames"),
+        ([0, 1, 2, 3, 4, 4, 5, 6, 7], r"for each, ascending"),
+    ],
+)
+def test_frames_that_are_not_those_needed_are_refused(numbers, message):
+    processor = MMEVideoProcessor(**{**SMALL, "frame_stride": 6})
+    video = torch.zeros(9, 3, 32, 32, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=message):
+        processor(video, return_targets=True, video_metadata={"frames_indices": numbers})
+
+
 def test_batches_of_batches_keep_their_order():
     processor = MMEVideoProcessor(**SMALL)
     clips = [

@@ -84,29 +84,30 @@ def cut_raw_clip(
     """Return one clip of raw frames, with what is random about it.
 
     Args:
-        raw_frames: Frames of the video, uint8, shape (T, 3, H, W).
-        frame_numbers: Which of its frames they are.
+        raw_frames: Frames of the video, uint8, shape (T, 3, H, W), the sample's first one first.
+        frame_numbers: Which of its frames they are, ascending. Those that the sample does not need may be missing.
         geometry: Crop, resize and flip.
         mask: Tokens to hide, bool, shape (N,); None to draw them.
         generator: Source of randomness of the mask.
         options: The processor's options.
 
     Raises:
-        ValueError: If frames are not uint8, or frame size, mask and tokens do not fit together.
+        ValueError: If frames are not uint8, a frame is missing, or frame size, mask and tokens do not fit together.
     """
     if raw_frames.dtype != torch.uint8:
         raise ValueError(
             f"raw frames have dtype {raw_frames.dtype}; motion targets are made from uint8 frames in [0, 255]."
         )
     check_token_grid(geometry.out_height, geometry.out_width, options.patch_size)
-    plan = plan_raw_frames(len(raw_frames), options)
-    frames = geometry.apply_to_frames(take_frames(raw_frames, plan.raw_frames))[None]
+    plan, places = _planned(frame_numbers, options)
+    # After the crop: of large frames only that part is copied.
+    frames = geometry.resize_box(take_frames(geometry.cut_box(raw_frames), places))[None]
     grid = _token_grid(frames, options)
     tracks, is_guided = None, mask is None and options.mask_type == "motion"
     if needs_tracks(options, is_guided=is_guided):
         tracker = tracker_of(options)
         if is_of_one_clip(tracker):
-            tracker = tracker.for_clip(geometry, [frame_numbers[frame] for frame in plan.raw_frames])
+            tracker = tracker.for_clip(geometry, [frame_numbers[place] for place in places])
             tracks = follow_points(frames, plan, tracker, options)
     if is_guided:
         num_masked, noise = (
@@ -119,6 +120,19 @@ def cut_raw_clip(
     elif mask.numel() != grid[0] * grid[1] * grid[2]:
         raise ValueError(f"bool_masked_pos has {mask.numel()} tokens; the clip has {' x '.join(map(str, grid))}.")
     return RawClips(frames, plan, int(mask.sum()), mask[None], tracks=tracks).to(frames.device)
+
+
+def _planned(frame_numbers: Sequence[int], options: Any) -> tuple[RawFramePlan, list[int]]:
+    """Return the plan of a sample that begins with the first of the given frames, and where its raw frames are."""
+    place_of = {number - frame_numbers[0]: place for place, number in enumerate(frame_numbers)}
+    plan = plan_raw_frames(max(place_of) + 1, options)
+    missing = sorted(set(plan.raw_frames) - set(place_of))
+    if missing:
+        raise ValueError(
+            f"{len(missing)} raw frames are missing, the first is frame {frame_numbers[0] + missing[0]}: "
+            "frames_indices of video_metadata has it not. Targets need frames at the video's own rate."
+        )
+    return plan, [place_of[frame] for frame in plan.raw_frames]
 
 
 def join_raw_clips(batches: Sequence[Sequence[RawClips]]) -> list[RawClips]:

@@ -189,8 +189,15 @@ class ClipGeometry:
         Returns:
             Frames of shape (..., C, out_height, out_width).
         """
+        return self.resize_box(self.cut_box(frames))
+
+    def cut_box(self, frames: torch.Tensor) -> torch.Tensor:
+        """Return the box of the frames (..., C, H, W) at its own size, a view."""
         self.check_frame_size(*frames.shape[-2:])
-        box = frames[..., self.top : self.top + self.height, self.left : self.left + self.width]
+        return frames[..., self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def resize_box(self, box: torch.Tensor) -> torch.Tensor:
+        """Return what `cut_box` gave, (..., C, height, width), resized and flipped as in `apply_to_frames`."""
         lead = box.shape[:-3]
         height, width, first_row, first_column = self._cut
         if (height, width) != (self.height, self.width):

@@ -257,13 +257,34 @@ def fitting_window(num_available: int, options: Any) -> int:
     return min(num_available, raw_window(options, _largest_stride(num_available, options)))
 
 
+def needed_raw_frames(num_available: int, options: Any) -> list[int]:
+    """Return which frames of its window a sample takes of a video, ascending, from 0 to the last one of the window."""
+    return sorted(set(plan_raw_frames(fitting_window(num_available, options), options).raw_frames))
+
+
+def raw_frame_numbers(given: Sequence[int] | None, num_frames: int) -> list[int]:
+    """Return which frames of a video an array of raw frames holds: those given, else all from the first on.
+
+    Raises:
+        ValueError: If there is not one number for each frame, or they do not ascend.
+    """
+    if given is None:
+        return list(range(num_frames))
+    numbers = [int(number) for number in given]
+    if len(numbers) != num_frames or any(after <= before for before, after in pairwise(numbers)):
+        raise ValueError(
+            f"video_metadata has {len(numbers)} frames_indices for {num_frames} raw frames; there must be one "
+            "for each, ascending."
+        )
+    return numbers
+
+
 def raw_frame_sampler(options: Any) -> Callable[[VideoMetadata], np.ndarray]:
     """Return a function that chooses the raw frames of one sample from the middle of a video."""
 
     def choose(video: VideoMetadata) -> np.ndarray:
         total = video.total_num_frames
-        window = fitting_window(total, options)
-        return np.arange(window) + (total - window) // 2
+        return np.array(needed_raw_frames(total, options)) + (total - fitting_window(total, options)) // 2
 
     return choose
 

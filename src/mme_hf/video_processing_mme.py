@@ -28,8 +28,10 @@ from .video_inputs_mme import (
     flatten_batch,
     flip_flags,
     is_encoded,
+    needed_raw_frames,
     normalize_frames,
     one_per_clip,
+    raw_frame_numbers,
     raw_frame_sampler,
     raw_window,
     read_frames,
@@ -119,6 +121,13 @@ class MMEVideoProcessor(BaseVideoProcessor):
         """
         return fitting_window(num_available, self)
 
+    def raw_frames_for(self, num_available: int) -> list[int]:
+        """Return which frames of `raw_window_for(num_available)` a sample takes: no others have to be decoded.
+
+        Given alone, they go with `video_metadata={"frames_indices": ...}`, which says which frames they are.
+        """
+        return needed_raw_frames(num_available, self)
+
     def motion_target_config(self) -> dict[str, dict[str, Any]]:
         """Return name -> size, activation and weight of every target: what `MMEConfig.motion_targets` holds."""
         config = target_config(self)
@@ -197,8 +206,9 @@ class MMEVideoProcessor(BaseVideoProcessor):
 
         Args:
             videos: One video or a list. With targets an array holds *raw* frames, uint8, of which the first
-                `raw_window()` are used (a path, bytes or decoder gives those in its middle). Grey frames need a side of
-                one channel: an array with three sides is one frame.
+                `raw_window()` are used (a path, bytes or decoder gives those in its middle); `frames_indices` of
+                `video_metadata` says which frames they are where some are left out. Grey frames need a side of one
+                channel: an array with three sides is one frame.
             return_targets: Whether to add mask and motion targets.
             generator: Source of randomness of the masks, on the CPU; None draws from torch's default generator.
             crop_box: (left, top, width, height) in source pixels, cut out and resized to `crop_size`, in place of
@@ -363,9 +373,11 @@ class MMEVideoProcessor(BaseVideoProcessor):
             given = metadata[0] if isinstance(metadata, list) else metadata  # transformers also allows a list per video
             video = VideoMetadata(**{**known, **dict(given or {})})
             video.total_num_frames = len(frames)
-            indices = sampler(video) if sampler is not None and not is_raw else np.arange(len(frames))
-            video.frames_indices = indices.tolist()
-            frames = take_frames(frames, video.frames_indices)
+            if is_raw:
+                video.frames_indices = raw_frame_numbers(video.frames_indices, len(frames))
+            else:
+                video.frames_indices = (np.arange(len(frames)) if sampler is None else sampler(video)).tolist()
+                frames = take_frames(frames, video.frames_indices)
         return (frames if options.device is None else frames.to(options.device)), video
 
 

@@ -21,6 +21,7 @@ from mme_hf.data import (
     build_clip_loader,
     load_folder_records,
 )
+from mme_hf.video.pyav_reader import PyAVReader
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,18 @@ def test_several_samples_of_one_video_are_all_different(video_folder, processor)
     samples = dataset_of(video_folder, processor, samples_per_video=3)[request(0)].samples
     assert len({sample["pixel_values"].sum().item() for sample in samples}) == 3
     assert len({tuple(sample["masked_indices"][0].tolist()) for sample in samples}) > 1
+
+
+def test_only_frames_that_inputs_and_tracks_need_are_read(video_folder, monkeypatch):
+    options = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, "num_frames": 4}
+    dataset = dataset_of(video_folder, MMEVideoProcessor(frame_stride=6, **options))
+    asked, read = [], PyAVReader.frames_at
+    monkeypatch.setattr(PyAVReader, "frames_at", lambda self, indices: asked.append(indices) or read(self, indices))
+    (sample,) = dataset[request(0)].samples
+    # Inputs 0, 6, 12, 18; tracks of 4 steps from 0 and from 12.
+    (indices,) = asked
+    assert [index - indices[0] for index in indices] == [0, 1, 2, 3, 4, 6, 12, 13, 14, 15, 16, 18]
+    assert sample["pixel_values"].shape[1] == 4
 
 
 def test_a_moving_crop_makes_the_same_motion_at_all_points_of_a_still_video(tmp_path, processor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -161,24 +162,31 @@ class ClipDataset(Dataset):
         if not frame_range:
             raise VideoReadError("", f"its {self.sampling.part} part is empty: it has {reader.num_frames} frame(s)")
         window = min(len(frame_range), self.processor.raw_window_for(len(frame_range)))
+        needed = self.processor.raw_frames_for(len(frame_range)) if self.return_targets else range(window)
         num_clips = self.sampling.samples_per_video
         if self.sampling.is_random:
             starts = [random_start(len(frame_range), window, generator) for _ in range(num_clips)]
         else:
             starts = evenly_spaced_starts(len(frame_range), window, num_clips)
-        clips = [range(frame_range.start + start, frame_range.start + start + window) for start in starts]
+        starts = [frame_range.start + start for start in starts]
         # One pass over the file serves all clips; frames they share are decoded once.
-        indices = sorted(set().union(*clips))
+        indices = sorted({start + frame for start in starts for frame in needed})
         frames = reader.frames_at(indices)
-        place = {index: position for position, index in enumerate(indices)}
-        trackers = [None if motion is None else StoredTracker(motion, first_frame=clip[0]) for clip in clips]
-        return [
-            self._sample(frames[place[clip[0]] : place[clip[0]] + window], generator, tracker)
-            for clip, tracker in zip(clips, trackers, strict=True)
-        ]
+        samples = []
+        for start in starts:
+            # A view: what other clips need of this one's window is passed on with it.
+            own = slice(bisect_left(indices, start), bisect_left(indices, start + window))
+            numbers = [index - start for index in indices[own]]
+            tracker = None if motion is None else StoredTracker(motion, first_frame=start)
+            samples.append(self._sample(frames[own], numbers, generator, tracker))
+        return samples
 
     def _sample(
-        self, raw_frames: torch.Tensor, generator: torch.Generator, tracker: StoredTracker | None
+        self,
+        raw_frames: torch.Tensor,
+        frame_numbers: Sequence[int],
+        generator: torch.Generator,
+        tracker: StoredTracker | None,
     ) -> Mapping[str, torch.Tensor] | list[RawClips]:
         height, width = raw_frames.shape[-2:]
         aspect_ratio = self.processor.crop_size["width"] / self.processor.crop_size["height"]
@@ -188,27 +196,25 @@ class ClipDataset(Dataset):
         else:
             crop_box, flip = center_crop_box(height, width, aspect_ratio), False
         if self.sampling.moving_crop_speed and self.sampling.is_random and random_flip(0.5, generator):
-            raw_frames = self._cut_along_a_path(raw_frames, crop_box, generator)
+            raw_frames = self._cut_along_a_path(raw_frames, frame_numbers, crop_box, generator)
             crop_box = (0, 0, raw_frames.shape[-1], raw_frames.shape[-2])
         options = {"crop_box": crop_box, "flip": flip, "generator": generator}
+        if not self.return_targets:
+            return self.processor(raw_frames, return_tensors="pt", **options)
+        options["video_metadata"] = {"frames_indices": frame_numbers}
         if tracker is not None:
             options["tracker"] = tracker
         if self.sends_raw_clips:
             return self.processor.cut_raw_clips(raw_frames, **options)
-        return self.processor(raw_frames, return_targets=self.return_targets, return_tensors="pt", **options)
+        return self.processor(raw_frames, return_targets=True, return_tensors="pt", **options)
 
     def _cut_along_a_path(
-        self, raw_frames: torch.Tensor, crop_box: CropBox, generator: torch.Generator
+        self, raw_frames: torch.Tensor, frame_numbers: Sequence[int], crop_box: CropBox, generator: torch.Generator
     ) -> torch.Tensor:
-        boxes = random_path(
-            crop_box,
-            *raw_frames.shape[-2:],
-            len(raw_frames),
-            generator,
-            max_speed=self.sampling.moving_crop_speed,
-        )
+        speed, window = self.sampling.moving_crop_speed, frame_numbers[-1] + 1
+        boxes = random_path(crop_box, *raw_frames.shape[-2:], window, generator, max_speed=speed)
         size = (self.processor.crop_size["height"], self.processor.crop_size["width"])
-        return cut_path(raw_frames, boxes, size, self.processor.resample)
+        return cut_path(raw_frames, boxes[list(frame_numbers)], size, self.processor.resample)
 
 
 class ClipCollator:
