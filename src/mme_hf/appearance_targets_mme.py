@@ -77,8 +77,8 @@ class FeaturesTarget:
     the patches (no class token, no registers) are resampled from the teacher's grid to the tokens' and normalised to
     mean 0 and variance 1 over the values of a token, as in a LayerNorm without parameters.
 
-    The teacher is loaded when the first labels are made, once in each process that makes some: every data worker has
-    one. The target itself holds only its name.
+    The teacher is loaded when the first labels are made, once in each process that makes some: every data worker, or
+    the training process alone where it makes the targets. The target itself holds only its name.
 
     Attributes:
         teacher: Folder or Hub name of any vision model that `AutoModel` loads: ViT, DINO, DINOv2, CLIP, SigLIP, ...;
