@@ -43,7 +43,7 @@ MIN_COUNTED_SHARE = 0.2
 MAX_LOSS_SHARE = 0.98
 MIN_CLIPS = 4
 # Where so much rests, that motion makes little of the loss is no matter of weights.
-MAX_STATIC_SHARE = 0.8
+MAX_STATIC_SHARE = 0.7
 
 
 @dataclass(frozen=True)
