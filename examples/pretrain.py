@@ -45,6 +45,7 @@ from mme_hf.training import (
 )
 from mme_hf.training.setup import (
     build_model_and_processor,
+    check_output_dir,
     held_out_sampling,
     load_records,
     num_decoding_workers,
@@ -68,8 +69,7 @@ class Pretraining:
     def __init__(self, args: PretrainingArguments):
         self.args = args
         self.output_dir = Path(args.output_dir)
-        if self.output_dir.exists() and not self.output_dir.is_dir():
-            raise ValueError(f"output_dir ({args.output_dir!r}) is a file. Name a folder.")
+        check_output_dir(args.output_dir)
         self.repository = args.hub_model_id or self.output_dir.resolve().name
         self.accelerator = Accelerator(
             mixed_precision=args.mixed_precision,

@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from teachers import save_teacher
@@ -9,7 +10,13 @@ from teachers import save_teacher
 from mme_hf import MMEForPreTraining
 from mme_hf.training import PretrainingArguments
 from mme_hf.training.arguments import parse_arguments
-from mme_hf.training.setup import build_model_and_processor, load_records, schedule_lengths
+from mme_hf.training.setup import (
+    build_model_and_processor,
+    check_output_dir,
+    load_records,
+    schedule_lengths,
+    settings_of_the_batches,
+)
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 SMALL |= {"decoder_hidden_size": 24, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 24}
@@ -48,6 +55,12 @@ def test_wrong_values_are_named(changes, message):
         build_model_and_processor(arguments(**changes))
 
 
+@pytest.mark.skipif(hasattr(cv2, "optflow"), reason="OpenCV has its contrib modules here")
+def test_a_tracker_that_cannot_run_here_is_named_before_any_video_is_opened():
+    with pytest.raises(ValueError, match="tracker 'tvl1' needs OpenCV's contrib modules: pip"):
+        build_model_and_processor(arguments(tracker="tvl1"))
+
+
 def test_camera_motion_goes_from_the_flag_into_the_processor_and_is_saved_with_it(tmp_path):
     args = parse_arguments(PretrainingArguments, ["--camera_motion", "remove", "--image_size", "32"])
     for part in build_model_and_processor(args):
@@ -81,6 +94,26 @@ def test_the_order_of_the_targets_goes_with_the_weights(tmp_path):
     model, processor = build_model_and_processor(arguments(model_name_or_path=str(tmp_path), mask_ratio=0.5))
     assert list(model.config.motion_targets) == list(processor.motion_target_config()) == ["position", "shape"]
     assert processor.mask_ratio == 0.5
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "adam_beta1", "adam_beta2"])
+def test_a_resumed_run_insists_on_what_the_optimizers_state_would_overrule(name):
+    _, processor = build_model_and_processor(arguments())
+    records = load_records(arguments())[0]
+    settings = settings_of_the_batches(arguments(**{name: 0.5}), processor, records, 0.0, 1)
+    assert settings[name] == 0.5
+
+
+def test_an_output_folder_that_cannot_be_written_is_an_error_and_nothing_is_made(tmp_path, monkeypatch):
+    check_output_dir(tmp_path / "new" / "run")
+    (tmp_path / "file").write_text("x")
+    for name in ("file", "file/run"):
+        with pytest.raises(ValueError, match=rf"output_dir \('.*{name}'\).*file'? is a file. Name a folder"):
+            check_output_dir(tmp_path / name)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(ValueError, match=r"output_dir \('.*run'\) may not be written to. Name another folder"):
+        check_output_dir(tmp_path / "new" / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_lengths_count_epochs_in_clips():

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from math import ceil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,7 @@ from ..data import (
     load_sample_records,
 )
 from ..modeling_mme import MMEForPreTraining
-from ..motion import MotionParameters, build_tracker
+from ..motion import MotionParameters, Tracker, build_tracker
 from ..presets import preset_config
 from ..video import VideoReadError
 from ..video_processing_mme import MMEVideoProcessor
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 SAMPLE_HELD_OUT_FRACTION = 0.2
 _PROCESSOR_FLAGS = ("frame_stride", "trajectory_num_steps", "mask_type", "mask_ratio", "tracker", "camera_motion")
+_KEPT_BY_OPTIMIZER = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2")
 _AUGMENTATIONS = ("flip_probability", "moving_crop_speed")
 
 # Fixed by the processor, so that model and labels cannot disagree.
@@ -44,6 +46,16 @@ _SHARED_FIELDS = (
     "num_channels",
     "motion_targets",
 )
+
+
+def check_output_dir(output_dir: str | Path) -> None:
+    """Raise ValueError if a file is in the way of a folder, or it may not be written to; nothing is made."""
+    folder = Path(output_dir).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"output_dir ({str(output_dir)!r}) cannot be made: {existing} is a file. Name a folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"output_dir ({str(output_dir)!r}) may not be written to. Name another folder.")
 
 
 def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTraining, MMEVideoProcessor]:
@@ -77,11 +89,19 @@ def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
             "motion_targets": processor.motion_target_config(),
         }
         model = MMEForPreTraining(preset_config(args.preset, **options, **args.model_options))
-    build_tracker(processor.tracker, **processor.tracker_options)  # or a worker would be the first to miss it
+    _try_tracker(build_tracker(processor.tracker, **processor.tracker_options))
     if args.gradient_checkpointing:
         # The name in newer versions of transformers; the older one warns there.
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     return model, processor
+
+
+def _try_tracker(tracker: Tracker) -> None:
+    # Only a tracker that runs finds out that a library or its weights are missing, and a worker's error is unreadable.
+    try:
+        tracker(torch.zeros(2, 3, 128, 128, dtype=torch.uint8), torch.zeros(1, 2), num_steps=1)
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _new_processor(args: PretrainingArguments, preset: MMEConfig) -> MMEVideoProcessor:
@@ -258,10 +278,13 @@ def settings_of_the_batches(
     held_out_fraction: float,
     num_processes: int,
 ) -> dict[str, Any]:
-    """Return all that decides which batches a run sees, for a resumed run to insist on."""
+    """Return all that decides which batches a run sees, for a resumed run to insist on.
+
+    With it goes what the saved state of optimizer and schedule brings back, whatever a resumed run asks for.
+    """
     names = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "samples_per_video")
     return {
-        **{name: getattr(args, name) for name in (*names, *_AUGMENTATIONS, "shuffle_buffer_size")},
+        **{name: getattr(args, name) for name in (*names, *_AUGMENTATIONS, "shuffle_buffer_size", *_KEPT_BY_OPTIMIZER)},
         "num_processes": num_processes,
         "data": records.identity,
         "held_out_fraction": held_out_fraction,
