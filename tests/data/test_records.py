@@ -202,6 +202,8 @@ def test_what_save_to_disk_wrote_is_read_too(tmp_path, streaming):
         assert records.num_records == (None if streaming else 1)
     with pytest.raises(ValueError, match=r"dataset_name \('.*splits'\).* split 'valid'.*'test', 'train'"):
         load_dataset_records(str(tmp_path / "splits"), split="valid", streaming=streaming)
+    with pytest.raises(ValueError, match="has no configuration 'small'; leave it out"):
+        load_dataset_records(str(tmp_path / "one"), config_name="small", streaming=streaming)
     with pytest.raises(ValueError, match=r"dataset_name \('.*one'\).* split 'valid'.*it has no splits"):
         load_dataset_records(str(tmp_path / "one"), split="valid", streaming=streaming)
 

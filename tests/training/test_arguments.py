@@ -58,6 +58,13 @@ def test_a_recipe_with_a_name_that_is_no_flag_is_an_error(tmp_path):
         parse("--config", str(recipe))
     with pytest.raises(ValueError, match="Did you mean learning_rate"):
         parse("--config", str(recipe))
+    for text, message in (
+        ("train_dir: [a, b]\n", r"sets train_dir to the list \['a', 'b'\]. It takes one value"),
+        ("config: other.yaml\n", "sets 'config', which is no flag"),
+    ):
+        recipe.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            parse("--config", str(recipe))
     with pytest.raises(ValueError, match="is not a file"):
         parse("--config", str(tmp_path / "none.yaml"))
 

@@ -45,9 +45,15 @@ def test_model_and_processor_agree_on_what_is_predicted():
         ({"image_size": 30}, r"^image_size \(30\) does not divide by patch_size \(16\). .* such as 32"),
         ({"processor_options": {"motion_targets": {"colour": {}}}}, "'colour'"),
         ({"model_options": {**SMALL, "hidden_size": 25}}, r"hidden_size \(25\)"),
-        ({"model_options": {"drop_pth_rate": 0.1}}, "model_options sets 'drop_pth_rate', which does not exist"),
+        (
+            {"model_options": {"drop_pth_rate": 0.1}},
+            "model_options has no option drop_pth_rate. Did you mean drop_p",
+        ),
         ({"model_options": {"patch_size": 8}}, "model_options sets 'patch_size', which the processor decides"),
-        ({"processor_options": {"frame_strid": 1}}, "processor_options sets 'frame_strid', which does not exist"),
+        (
+            {"processor_options": {"frame_strid": 1}},
+            "processor_options has no option frame_strid. Did you mean frame",
+        ),
     ],
 )
 def test_wrong_values_are_named(changes, message):
@@ -85,6 +91,12 @@ def test_weights_that_predict_something_else_are_refused(tmp_path):
         )
     with pytest.raises(ValueError, match=r"model_name_or_path \('nowhere'\) cannot be opened"):
         build_model_and_processor(arguments(model_name_or_path="nowhere", model_options=None))
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "trainer_state.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"checkpoint-1'\) is a checkpoint to go on from. .*--resume_from_checkpoint"):
+        build_model_and_processor(arguments(model_name_or_path=str(tmp_path / "checkpoint-1"), model_options=None))
+    with pytest.raises(ValueError, match=r"model_name_or_path \('.*no/folder'\) is no folder, and no name on the Hub"):
+        build_model_and_processor(arguments(model_name_or_path=str(tmp_path / "no" / "folder"), model_options=None))
 
 
 def test_the_order_of_the_targets_goes_with_the_weights(tmp_path):
@@ -96,12 +108,15 @@ def test_the_order_of_the_targets_goes_with_the_weights(tmp_path):
     assert processor.mask_ratio == 0.5
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "adam_beta1", "adam_beta2"])
-def test_a_resumed_run_insists_on_what_the_optimizers_state_would_overrule(name):
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "preset", "model_options"]
+)
+def test_a_resumed_run_insists_on_the_model_and_on_what_the_optimizers_state_would_overrule(name):
     _, processor = build_model_and_processor(arguments())
     records = load_records(arguments())[0]
-    settings = settings_of_the_batches(arguments(**{name: 0.5}), processor, records, 0.0, 1)
-    assert settings[name] == 0.5
+    value = {"preset": "small", "model_options": {"drop_path_rate": 0.1}}.get(name, 0.5)
+    settings = settings_of_the_batches(arguments(**{name: value}), processor, records, 0.0, 1)
+    assert settings[name] == value
 
 
 def test_an_output_folder_that_cannot_be_written_is_an_error_and_nothing_is_made(tmp_path, monkeypatch):

@@ -202,6 +202,8 @@ def _open_dataset(dataset_name: str, config_name: str | None, *, split: str, str
 
     if not any((Path(dataset_name) / name).is_file() for name in _WRITTEN_BY_SAVE_TO_DISK):
         return load_dataset(dataset_name, config_name, split=split, streaming=streaming)
+    if config_name:
+        raise ValueError(f"what save_to_disk wrote has no configuration {config_name!r}; leave it out.")
     saved = load_from_disk(dataset_name)
     if isinstance(saved, DatasetDict):
         if split not in saved:
@@ -241,7 +243,8 @@ def _records(paths: Sequence[str], labels: Sequence[str] | None, *, name: str, *
         features["label"] = ClassLabel(names=list(label_names))
         columns["label"] = [label_names.index(label) for label in labels]
     dataset = Dataset.from_dict(columns, features=Features(features))
-    identity = blake2b("\n".join(Path(path).name for path in paths).encode(), digest_size=8).hexdigest()
+    names = blake2b("\n".join(Path(path).name for path in paths).encode(), digest_size=8).hexdigest()
+    identity = f"{len(paths)} videos whose names hash to {names}"
     return VideoRecords(dataset, name, len(paths), label_names, identity=identity, **report)
 
 

@@ -334,8 +334,11 @@ def _read_recipe(path: Path, arguments_class: type) -> dict[str, Any]:
         raise ValueError(f"config ({str(path)!r}) is not a YAML recipe ({reason}). See examples/configs.") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"config ({str(path)!r}) is not a YAML recipe: it holds no 'flag: value' lines.")
-    known = [flag.removeprefix("--") for flag in _flags_of(arguments_class)]
-    for name in recipe:
+    is_list = {item.name: "list" in str(item.type) for item in dataclasses.fields(arguments_class)}
+    known = [name for name in is_list if name != "config"]
+    for name, value in recipe.items():
+        if isinstance(value, list) and not is_list.get(name, True):
+            raise ValueError(f"config ({str(path)!r}) sets {name} to the list {value}. It takes one value.")
         if name not in known:
             raise ValueError(f"config ({str(path)!r}) sets {name!r}, which is no flag. {_remedy(str(name), known)}")
     return {name: value for name, value in recipe.items() if value is not None}

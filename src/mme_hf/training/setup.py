@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from math import ceil
@@ -24,9 +23,11 @@ from ..data import (
 )
 from ..modeling_mme import MMEForPreTraining
 from ..motion import MotionParameters, Tracker, build_tracker
+from ..names_mme import check_names
 from ..presets import preset_config
 from ..video import VideoReadError
 from ..video_processing_mme import MMEVideoProcessor
+from .checkpointing import STATE_FILE
 from .target_flags import processor_options
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 SAMPLE_HELD_OUT_FRACTION = 0.2
 _PROCESSOR_FLAGS = ("frame_stride", "trajectory_num_steps", "mask_type", "mask_ratio", "tracker", "camera_motion")
+_MODEL = ("preset", "model_options")
 _KEPT_BY_OPTIMIZER = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2")
 _AUGMENTATIONS = ("flip_probability", "moving_crop_speed")
 
@@ -68,8 +70,8 @@ def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
         ValueError: If an option is unknown or out of range, if there is no such checkpoint, or if its weights predict
             other targets than the processor makes.
     """
-    _check_names("processor_options", args.processor_options, MMEVideoProcessor.valid_kwargs.__annotations__)
-    _check_names("model_options", args.model_options, {field.name for field in fields(MMEConfig)})
+    check_names("processor_options", args.processor_options, MMEVideoProcessor.valid_kwargs.__annotations__)
+    check_names("model_options", args.model_options, {field.name for field in fields(MMEConfig)})
     for name in _SHARED_FIELDS:
         if name in args.model_options:
             raise ValueError(
@@ -122,6 +124,13 @@ def _new_processor(args: PretrainingArguments, preset: MMEConfig) -> MMEVideoPro
 
 def _load_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTraining, MMEVideoProcessor]:
     name = args.model_name_or_path
+    if not Path(name).is_dir() and (Path(name).is_absolute() or len(Path(name).parts) > 2):
+        raise ValueError(f"model_name_or_path ({name!r}) is no folder, and no name on the Hub: these are 'user/name'.")
+    if (Path(name) / STATE_FILE).is_file():
+        raise ValueError(
+            f"model_name_or_path ({name!r}) is a checkpoint to go on from. Give it to --resume_from_checkpoint, or "
+            "name the folder of a finished run."
+        )
     changed = {flag: getattr(args, flag) for flag in _PROCESSOR_FLAGS if getattr(args, flag) != _default(args, flag)}
     if args.num_frames:
         changed["num_frames"] = args.num_frames
@@ -176,12 +185,6 @@ def _check_image_size(args: PretrainingArguments, patch_size: int) -> None:
 
 def _default(args: PretrainingArguments, flag: str) -> Any:
     return next(field.default for field in fields(args) if field.name == flag)
-
-
-def _check_names(flag: str, options: Mapping[str, Any], known: Collection[str]) -> None:
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"{flag} sets {unknown[0]!r}, which does not exist. There are: {', '.join(sorted(known))}.")
 
 
 def load_records(args: PretrainingArguments) -> tuple[VideoRecords, VideoRecords | None, float]:
@@ -280,11 +283,13 @@ def settings_of_the_batches(
 ) -> dict[str, Any]:
     """Return all that decides which batches a run sees, for a resumed run to insist on.
 
-    With it goes what the saved state of optimizer and schedule brings back, whatever a resumed run asks for.
+    With it go the model, and what the saved state of optimizer and schedule brings back, whatever a resumed run asks
+    for.
     """
     names = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "samples_per_video")
     return {
-        **{name: getattr(args, name) for name in (*names, *_AUGMENTATIONS, "shuffle_buffer_size", *_KEPT_BY_OPTIMIZER)},
+        **{name: getattr(args, name) for name in (*names, *_AUGMENTATIONS, "shuffle_buffer_size")},
+        **{name: getattr(args, name) for name in (*_MODEL, *_KEPT_BY_OPTIMIZER)},
         "num_processes": num_processes,
         "data": records.identity,
         "held_out_fraction": held_out_fraction,
