@@ -91,15 +91,15 @@ def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
             "motion_targets": processor.motion_target_config(),
         }
         model = MMEForPreTraining(preset_config(args.preset, **options, **args.model_options))
-    _try_tracker(build_tracker(processor.tracker, **processor.tracker_options))
+    check_tracker_runs(build_tracker(processor.tracker, **processor.tracker_options))
     if args.gradient_checkpointing:
         # The name in newer versions of transformers; the older one warns there.
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     return model, processor
 
 
-def _try_tracker(tracker: Tracker) -> None:
-    # Only a tracker that runs finds out that a library or its weights are missing, and a worker's error is unreadable.
+def check_tracker_runs(tracker: Tracker) -> None:
+    """Raise ValueError if a library or weights that the tracker needs are missing: it finds out when it runs."""
     try:
         tracker(torch.zeros(2, 3, 128, 128, dtype=torch.uint8), torch.zeros(1, 2), num_steps=1)
     except (ImportError, RuntimeError) as error:
