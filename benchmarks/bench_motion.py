@@ -177,8 +177,8 @@ def one_step(trackers: dict[str, FlowTracker], images: list, repeats: int) -> st
             f"{seconds[label] / seconds[YARDSTICK]:.2f} |"
         )
     note = (
-        "Time is the thread's own for the flow of one pair, grey conversion included: the least of all repeats of a "
-        "scene, each after one that does not count, mean over scenes."
+        "Time is the thread's own for the flow of one pair, grey conversion included: median of the repeats of a "
+        "scene, mean over scenes. Trackers take turns, and take turns in beginning, which finds a pair in no cache."
     )
     return "\n".join(lines) + "\n\n" + note
 
@@ -188,24 +188,26 @@ def time_per_pair(trackers: dict[str, FlowTracker], scenes: list[KnownMotion], r
         label: [lambda tracker=tracker, scene=scene: tracker.flow(scene.frames, [(0, 1)]) for scene in scenes]
         for label, tracker in trackers.items()
     }
-    return least_seconds(calls, repeats)
+    return seconds_in_turns(calls, repeats)
 
 
-def least_seconds(calls: dict[str, list[Callable[[], object]]], repeats: int) -> dict[str, float]:
-    """Return for every label the mean over its calls of the least time that each took, all labels taking turns."""
-    least = {label: [float("inf")] * len(own) for label, own in calls.items()}
+def seconds_in_turns(calls: dict[str, list[Callable[[], object]]], repeats: int) -> dict[str, float]:
+    """Return for every label the mean over its calls of each one's median processor time, all labels taking turns.
+
+    Who begins changes with every turn: it finds the frames in no cache.
+    """
+    times = {label: [[] for _ in own] for label, own in calls.items()}
+    labels = list(calls)
     for round_index in range(repeats):
-        for index in range(len(next(iter(calls.values())))):
-            for label, own in calls.items():
+        for index in range(len(calls[labels[0]])):
+            first = (round_index + index) % len(labels)
+            for label in labels[first:] + labels[:first]:
                 if label in SLOW and round_index:
                     continue
-                own[
-                    index
-                ]()  # as in use, where pair follows pair: what another tracker left in the caches costs nothing
                 start = time.thread_time()
-                own[index]()
-                least[label][index] = min(least[label][index], time.thread_time() - start)
-    return {label: statistics.mean(values) for label, values in least.items()}
+                calls[label][index]()
+                times[label][index].append(time.thread_time() - start)
+    return {label: statistics.mean(map(statistics.median, own)) for label, own in times.items()}
 
 
 def table_of_means(title: str, trackers: dict[str, FlowTracker], columns: dict[str, Iterable[KnownMotion]]) -> str:
@@ -299,7 +301,7 @@ def whole_clips(trackers: dict[str, FlowTracker], images: list, repeats: int) ->
         for label, tracker in trackers.items()
         if label not in SLOW
     }
-    seconds = least_seconds(calls, repeats)
+    seconds = seconds_in_turns(calls, repeats)
     lines = [
         f"## A whole clip: {NUM_STARTS} starts of {STEPS_PER_START} steps at {CLIP_SIZE_PX} px, {num_frames - 1} pairs",
         "",

@@ -29,7 +29,7 @@ from mme_hf.hub import PushError, create_repository, push_folder
 from mme_hf.model_card import public_settings
 from mme_hf.motion import MotionParameters, build_tracker
 from mme_hf.training import ExtractionArguments, parse_arguments
-from mme_hf.training.setup import load_training_records, use_all_cores
+from mme_hf.training.setup import check_output_dir, check_tracker_runs, load_training_records, use_all_cores
 
 logger = logging.getLogger("extract_trajectories")
 
@@ -83,10 +83,10 @@ class Extraction:
     def __init__(self, args: ExtractionArguments):
         self.args = args
         self.output_dir = Path(args.output_dir)
-        if self.output_dir.exists() and not self.output_dir.is_dir():
-            raise ValueError(f"output_dir ({args.output_dir!r}) is a file. Name a folder.")
+        check_output_dir(args.output_dir)
         self.repository = args.hub_dataset_id or self.output_dir.resolve().name
         self.tracker = build_tracker(args.tracker, **args.tracker_options)
+        check_tracker_runs(self.tracker)
         self.parameters = MotionParameters.of(self.tracker)
         self.records = load_training_records(args)
         self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)])

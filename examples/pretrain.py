@@ -36,6 +36,7 @@ from mme_hf.training import (
     PretrainingArguments,
     ProgressReporter,
     RunState,
+    announce_result,
     announce_run,
     build_optimizer,
     build_scheduler,
@@ -43,9 +44,11 @@ from mme_hf.training import (
     report_explained_share,
     run_update,
     scaled_learning_rate,
+    set_up_logging,
 )
 from mme_hf.training.setup import (
     build_model_and_processor,
+    check_output_dir,
     describe_targets,
     held_out_sampling,
     load_records,
@@ -70,8 +73,7 @@ class Pretraining:
     def __init__(self, args: PretrainingArguments):
         self.args = args
         self.output_dir = Path(args.output_dir)
-        if self.output_dir.exists() and not self.output_dir.is_dir():
-            raise ValueError(f"output_dir ({args.output_dir!r}) is a file. Name a folder.")
+        check_output_dir(args.output_dir)
         self.repository = args.hub_model_id or self.output_dir.resolve().name
         self.accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
@@ -79,8 +81,7 @@ class Pretraining:
             project_config=ProjectConfiguration(str(self.output_dir), logging_dir=str(self.output_dir / "logs")),
         )
         is_main = self.accelerator.is_main_process
-        logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s")
-        logging.getLogger("accelerate").setLevel(logging.WARNING)
+        set_up_logging(is_main_process=is_main)
         use_all_cores()
         set_seed(args.seed)
         self.model, self.processor = build_model_and_processor(args)
@@ -126,7 +127,7 @@ class Pretraining:
         if self.held_out_records:
             self.bad_held_out_videos = self._bad_video_log(self.held_out_records, "bad_held_out_videos.jsonl")
         if args.push_to_hub and is_main:
-            create_repository(self.repository, token=args.hub_token)
+            self.repository = create_repository(self.repository, token=args.hub_token)
         if args.with_tracking:
             settings = {name: str(value) for name, value in public_settings(dataclasses.asdict(args)).items()}
             self.accelerator.init_trackers("mme_pretraining", config=settings)
@@ -185,14 +186,12 @@ class Pretraining:
         shares = self._explained_shares() if self.held_out_records else None
         if self.accelerator.is_main_process:
             (self.output_dir / "README.md").write_text(self._card(shares), encoding="utf-8")
+            (self.output_dir / "motion.png").unlink(missing_ok=True)  # an earlier run's
             try:
                 self._draw()
             except ValueError as error:  # targets that keep no pixels of motion, or no clip that could be read
                 logger.warning("no motion.png: %s", error)
-            logger.info("saved in %s: config.json, model.safetensors, video_preprocessor_config.json,", self.output_dir)
-            logger.info("  README.md (model card), motion.png (target beside prediction)")
-            if self.args.with_tracking:
-                logger.info("  logs (tensorboard --logdir %s)", self.output_dir / "logs")
+            announce_result(self.output_dir, report_to=self.args.report_to if self.args.with_tracking else None)
             for log in filter(None, (self.bad_videos, self.bad_held_out_videos)):
                 if log.num_bad:
                     logger.info("%d bad videos are listed in %s", log.num_bad, log.path)

@@ -47,6 +47,12 @@ def test_default_targets_are_not_shared():
     assert MMEConfig().motion_targets["shape"]["weight"] == 15.0
 
 
+def test_a_misspelt_field_is_refused_and_a_foreign_one_kept():
+    with pytest.raises(ValueError, match="MMEConfig has no option hiden_size. Did you mean hidden_size"):
+        MMEConfig(hiden_size=384)
+    assert MMEConfig(of_another_version=1).of_another_version == 1
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -24,9 +24,19 @@ def test_a_hub_that_cannot_be_reached_leaves_the_folder_and_says_how_to_push_lat
     assert (tmp_path / "config.json").exists()
 
 
+def test_a_repository_is_called_by_its_full_name(monkeypatch):
+    def create_repo(self, name, **options):
+        return RepoUrl(f"https://huggingface.co/me/{name}")
+
+    monkeypatch.setattr("mme_hf.hub.HfApi.create_repo", create_repo)
+    assert create_repository("mine") == "me/mine"
+
+
 @pytest.mark.parametrize("repository", ["me/mine", "no/such/name"])
 def test_a_name_that_cannot_be_pushed_to_is_an_error_before_the_run(repository):
-    with pytest.raises(PushError, match=rf"hub_model_id \('{repository}'\) cannot be pushed to"):
+    with pytest.raises(
+        PushError, match=rf"hub_model_id \('{repository}'\) cannot be pushed to: .*leave push_to_hub out"
+    ):
         create_repository(repository, token="hf_secret")
 
 

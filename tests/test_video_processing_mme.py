@@ -456,6 +456,8 @@ def test_wrong_options_fail_at_construction_and_in_the_call(options, message):
         ({"num_frames": None}, r"num_frames \(None\) must be a whole number"),
         ({"num_frames": True}, r"num_frames \(True\) must be a whole number"),
         ({"num_frames": 8.5}, r"num_frames \(8.5\) must be a whole number"),
+        ({"image_std": [0.2, 0.0, 0.2]}, r"image_std \(\(0.2, 0.0, 0.2\)\) must be above 0"),
+        ({"rescale_factor": "x"}, r"rescale_factor \('x'\) must be above 0"),
         ({"mask_ratio": "0.7"}, r"mask_ratio \('0.7'\) must be a number"),
         ({"size": {"shortest_edge": 32.5}}, r"size\['shortest_edge'\] \(32.5\) must be a whole number"),
         ({"crop_size": {"shortest_edge": 32}}, "must give 'height' and 'width'"),

@@ -116,6 +116,8 @@ class MMEConfig(PreTrainedConfig):
     motion_targets: dict[str, dict] | list[dict] = field(default_factory=default_motion_targets)
 
     def __post_init__(self, **kwargs):
+        # transformers keeps what it does not know, for files of other versions; a misspelt field would go unread.
+        check_names("MMEConfig", kwargs, _known_names(), misspelt_only=True)
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
         if isinstance(self.motion_targets, list):
@@ -220,8 +222,11 @@ class MMEConfig(PreTrainedConfig):
 
 def check_config_names(options: Mapping[str, Any]) -> None:
     """Raise ValueError for a name that neither MMEConfig nor transformers knows; MMEConfig would keep it, unread."""
-    known = {field.name for field in fields(MMEConfig)} | _NAMES_BESIDE_THE_FIELDS
-    check_names("MMEConfig", options, known)
+    check_names("MMEConfig", options, _known_names())
+
+
+def _known_names() -> set[str]:
+    return {field.name for field in fields(MMEConfig)} | _NAMES_BESIDE_THE_FIELDS
 
 
 def _named_targets(targets: list[dict]) -> dict[str, dict]:

@@ -28,9 +28,7 @@ class PushError(RuntimeError):
     """The Hub could not be reached, or refused."""
 
 
-def create_repository(
-    repository: str, *, token: str | None = None, kind: Literal["model", "dataset"] = "model"
-) -> None:
+def create_repository(repository: str, *, token: str | None = None, kind: Literal["model", "dataset"] = "model") -> str:
     """Make sure that `repository` exists and may be written to, before a run begins that is to be pushed to it.
 
     Args:
@@ -38,13 +36,19 @@ def create_repository(
         token: For the Hub; by default the one this machine is logged in with.
         kind: What the repository is to hold.
 
+    Returns:
+        Its full name, "user/name", which is what it is loaded by.
+
     Raises:
         PushError: If the Hub cannot be reached, or refuses the name or the token.
     """
     try:
-        HfApi(token=token).create_repo(repository, repo_type=kind, exist_ok=True)
+        return HfApi(token=token).create_repo(repository, repo_type=kind, exist_ok=True).repo_id
     except _hub_errors() as error:
-        raise PushError(f"hub_{kind}_id ({repository!r}) cannot be pushed to: {error}") from error
+        raise PushError(
+            f"hub_{kind}_id ({repository!r}) cannot be pushed to: {error}. Check the name, the network and the token "
+            "(hf auth login), or leave push_to_hub out."
+        ) from error
 
 
 def push_folder(

@@ -114,6 +114,7 @@ def check_processor_options(options: Any) -> None:
         raise ValueError(f"crop_size ({crop_size}) must give 'height' and 'width', or set do_center_crop=False.")
     if options.do_center_crop:
         check_token_grid(crop_size.height, crop_size.width, options.patch_size)
+    _check_scales(options)
     if options.point_layout not in POINT_LAYOUTS:
         raise ValueError(f"point_layout ({options.point_layout!r}) is unknown. Choose one of {list(POINT_LAYOUTS)}.")
     if options.camera_motion not in CAMERA_MOTION:
@@ -126,6 +127,14 @@ def check_processor_options(options: Any) -> None:
     check_mask_ratio(options.mask_ratio)
     check_motion_strength(options.motion_mask_strength)
     build_targets(options.motion_targets, cell_size_px=options.cell_size_px)
+
+
+def _check_scales(options: Any) -> None:
+    for name, is_used in (("image_std", options.do_normalize), ("rescale_factor", options.do_rescale)):
+        given = getattr(options, name)
+        for value in given if isinstance(given, list | tuple) else [given]:
+            if is_used and (isinstance(value, bool) or not isinstance(value, Real) or not value > 0):
+                raise ValueError(f"{name} ({given!r}) must be above 0: pixels are multiplied or divided by it.")
 
 
 def check_target_sizes(options: Any) -> None:

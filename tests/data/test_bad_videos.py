@@ -8,7 +8,7 @@ from mme_hf.data import BadVideo, BadVideoLog, TooManyBadVideosError
 
 
 def bad(name):
-    return BadVideo(name, "it is broken")
+    return BadVideo(name, "it is broken.")
 
 
 def test_each_bad_video_is_listed_once_with_its_cause(tmp_path):
@@ -16,14 +16,23 @@ def test_each_bad_video_is_listed_once_with_its_cause(tmp_path):
     log.record([bad("a"), bad("b")], num_seen=10)
     log.record([bad("a")], num_seen=110)
     lines = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
-    assert lines == [{"source": "a", "cause": "it is broken"}, {"source": "b", "cause": "it is broken"}]
+    assert lines == [{"source": "a", "cause": "it is broken."}, {"source": "b", "cause": "it is broken."}]
     assert log.num_bad == 2
 
 
 def test_a_share_above_the_limit_stops_the_run_and_says_what_to_do(tmp_path):
     log = BadVideoLog(tmp_path / "bad.jsonl", num_records=20, max_bad_fraction=0.05)
     log.record([bad("a")], num_seen=1)  # 1 of 20 is exactly 5 %
-    with pytest.raises(TooManyBadVideosError, match=r"2 of 20 videos are bad.*\(5%\).*b: it is broken.*bad\.jsonl"):
+    with pytest.raises(
+        TooManyBadVideosError, match=r"2 of 20 videos are bad.*\(5%\).*b: it is broken\. All .*bad\.jsonl"
+    ):
+        log.record([bad("b")], num_seen=2)
+
+
+def test_a_run_of_nothing_but_bad_videos_stops_at_any_limit(tmp_path):
+    log = BadVideoLog(tmp_path / "bad.jsonl", num_records=2, max_bad_fraction=1.0)
+    log.record([bad("a")], num_seen=1)
+    with pytest.raises(TooManyBadVideosError, match="All of 2 videos are bad: there is nothing to train on"):
         log.record([bad("b")], num_seen=2)
 
 

@@ -1,7 +1,7 @@
 """What is taken for a video, and how sources are named and labelled."""
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value, Video
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, Video
 
 from mme_hf.data import load_dataset_records, load_folder_records, load_manifest_records, load_sample_records
 
@@ -37,6 +37,35 @@ def test_a_flat_folder_has_no_labels_and_names_what_it_ignores(tmp_path):
     assert paths_of(records) == [str(tmp_path / "1.avi")]
 
 
+def test_class_folders_may_be_links_and_a_link_back_up_ends(tmp_path):
+    touch(tmp_path / "disk" / "run" / "1.mp4")
+    (tmp_path / "mine").mkdir()
+    for name in ("run", "walk"):
+        (tmp_path / "mine" / name).symlink_to(tmp_path / "disk" / "run")
+    (tmp_path / "disk" / "run" / "up").symlink_to(tmp_path / "disk")
+    records = load_folder_records(tmp_path / "mine")
+    assert paths_of(records) == [str(tmp_path / "mine" / name / "1.mp4") for name in ("run", "walk")]
+    assert records.label_names == ("run", "walk")
+    assert load_dataset_records(str(tmp_path / "mine")).num_records == 2
+
+
+def test_a_link_that_leads_nowhere_is_a_missing_file(tmp_path):
+    (tmp_path / "1.mp4").symlink_to(tmp_path / "gone.mp4")
+    with pytest.raises(ValueError, match=r"holds no video; 1 link leads nowhere, such as '1.mp4'"):
+        load_folder_records(tmp_path)
+    touch(tmp_path / "2.mp4")
+    records = load_folder_records(tmp_path)
+    assert paths_of(records) == [str(tmp_path / "2.mp4")]
+    cause = f"no such file: it is a link to {tmp_path / 'gone.mp4'}"
+    assert records.missing_files == ((str(tmp_path / "1.mp4"), cause),)
+
+
+def test_a_folder_is_called_by_its_own_name_wherever_one_stands(tmp_path, monkeypatch):
+    touch(tmp_path / "clips" / "a" / "1.mp4")
+    monkeypatch.chdir(tmp_path / "clips" / "a")
+    assert [load_folder_records(folder).name for folder in (".", "..")] == ["a", "clips"]
+
+
 def test_a_folder_that_is_missing_or_holds_no_video_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="nowhere.*is not a folder"):
         load_folder_records(tmp_path / "nowhere")
@@ -54,8 +83,11 @@ def test_a_folder_that_is_missing_or_holds_no_video_is_an_error(tmp_path):
         "# comment\n\nclips/my clip.mp4,walk\nclips/2.mp4,run\n",
         "label,path\nwalk,clips/my clip.mp4\nrun,clips/2.mp4\n",
         '\ufeffvideo,split,label\n"clips/my clip.mp4",train,walk\nclips/2.mp4,train,run\n',
+        "clips/my clip.mp4\twalk\nclips/2.mp4\trun\n",
+        "path\tlabel\r\nclips/my clip.mp4\twalk\r\nclips/2.mp4\trun\r\n",
+        "path label\nclips/my clip.mp4 walk\nclips/2.mp4 run\n",
     ],
-    ids=["path label", "csv", "header, label first", "header with another column"],
+    ids=["path label", "csv", "header, label first", "header with another column", "tabs", "tabs and header", "words"],
 )
 def test_manifests_of_every_kind_say_the_same(tmp_path, text):
     for name in ("my clip.mp4", "2.mp4"):
@@ -71,6 +103,19 @@ def test_a_manifest_of_paths_alone_has_no_labels(tmp_path):
     records = load_manifest_records(touch(tmp_path / "list.txt", b"my clip.mp4\n"))
     assert records.num_records == 1
     assert "label" not in records.dataset.features
+
+
+def test_a_tab_ends_a_path_in_any_file_and_labels_may_have_blanks(tmp_path):
+    touch(tmp_path / "a.mp4")
+    for name in ("list.txt", "list.tsv", "list.csv"):
+        records = load_manifest_records(touch(tmp_path / name, b"a.mp4\tplaying guitar\n"))
+        assert records.label_names == ("playing guitar",)
+
+
+def test_a_class_may_be_called_like_a_column(tmp_path):
+    touch(tmp_path / "a.mp4")
+    records = load_manifest_records(touch(tmp_path / "list.csv", b"a.mp4,video\n"))
+    assert (paths_of(records), records.label_names) == ([str(tmp_path / "a.mp4")], ("video",))
 
 
 def test_numbered_classes_keep_their_order(tmp_path):
@@ -144,6 +189,29 @@ def test_an_unknown_split_names_those_that_there_are(tmp_path, streaming):
         with pytest.raises(ValueError, match=rf"dataset_name \('.*{name}'\).* split 'valid'.*'train'") as error:
             load_dataset_records(str(tmp_path / name), split="valid", streaming=streaming)
         assert "'test'" in str(error.value)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_save_to_disk_wrote_is_read_too(tmp_path, streaming):
+    rows = Dataset.from_dict({"movie": [{"bytes": b"x", "path": "1.mp4"}]}, features=Features({"movie": Video()}))
+    rows.save_to_disk(tmp_path / "one")
+    DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "splits")
+    for name, split in (("one", "train"), ("splits", "test")):
+        records = load_dataset_records(str(tmp_path / name), split=split, streaming=streaming)
+        assert next(iter(records.dataset))["video"] == {"bytes": b"x", "path": "1.mp4"}
+        assert records.num_records == (None if streaming else 1)
+    with pytest.raises(ValueError, match=r"dataset_name \('.*splits'\).* split 'valid'.*'test', 'train'"):
+        load_dataset_records(str(tmp_path / "splits"), split="valid", streaming=streaming)
+    with pytest.raises(ValueError, match="has no configuration 'small'; leave it out"):
+        load_dataset_records(str(tmp_path / "one"), config_name="small", streaming=streaming)
+    with pytest.raises(ValueError, match=r"dataset_name \('.*one'\).* split 'valid'.*it has no splits"):
+        load_dataset_records(str(tmp_path / "one"), split="valid", streaming=streaming)
+
+
+def test_a_damaged_table_is_named(tmp_path):
+    touch(tmp_path / "set" / "train.parquet", b"PAR1 no more")
+    with pytest.raises(ValueError, match=r"dataset_name \('.*set'\) cannot be opened"):
+        load_dataset_records(str(tmp_path / "set"))
 
 
 def test_a_data_set_without_videos_is_an_error(tmp_path):

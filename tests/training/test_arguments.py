@@ -58,6 +58,13 @@ def test_a_recipe_with_a_name_that_is_no_flag_is_an_error(tmp_path):
         parse("--config", str(recipe))
     with pytest.raises(ValueError, match="Did you mean learning_rate"):
         parse("--config", str(recipe))
+    for text, message in (
+        ("train_dir: [a, b]\n", r"sets train_dir to the list \['a', 'b'\]. It takes one value"),
+        ("config: other.yaml\n", "sets 'config', which is no flag"),
+    ):
+        recipe.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            parse("--config", str(recipe))
     with pytest.raises(ValueError, match="is not a file"):
         parse("--config", str(tmp_path / "none.yaml"))
 
@@ -77,7 +84,8 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path, content):
         (["--max_train_step", "5"], "^--max_train_step is no flag. Did you mean --max_train_steps?"),
         (["--max_train_step=5"], "^--max_train_step is no flag. Did you mean --max_train_steps?"),
         (["--zzz"], "^--zzz is no flag. See --help.$"),
-        (["videos"], "^videos is no flag"),
+        (["videos"], "^videos is no flag. Name videos with --train_dir.$"),
+        (["my_videos"], "^my_videos is no flag. Name videos with --train_dir.$"),
         (["--seed", "x"], "^argument --seed: invalid int value: 'x'$"),
     ],
 )
@@ -126,6 +134,13 @@ def test_the_published_recipe_is_met():
         (["--per_device_train_batch_size", "0"], r"per_device_train_batch_size \(0\) must be at least 1"),
         (["--learning_rate", "0"], r"learning_rate \(0.0\) must be above 0"),
         (["--learning_rate", "nan"], r"learning_rate \(nan\) must be above 0"),
+        (["--min_learning_rate", "nan"], r"min_learning_rate \(nan\) must be at least 0"),
+        (["--weight_decay", "nan"], r"weight_decay \(nan\) must be at least 0"),
+        (["--num_train_epochs", "inf"], r"num_train_epochs \(inf\) must be at least 0, and finite"),
+        (["--warmup_epochs", "inf"], r"warmup_epochs \(inf\) must be at least 0, and finite"),
+        (["--seed", "4294967296"], r"seed \(4294967296\) must be below 4294967296"),
+        (["--report_to", "tensorbord"], r"report_to \('tensorbord'\) is no tracker of accelerate.*tensorboard"),
+        (["--report_to", "clearml"], r"report_to \('clearml'\) is not installed.*tensorboard.*--no_with_tracking"),
         (["--min_learning_rate", "1"], r"min_learning_rate \(1.0\) is above learning_rate"),
         (["--adam_beta1", "1"], r"adam_beta1 \(1.0\) must lie in \[0, 1\)"),
         (["--adam_beta2", "-0.1"], r"adam_beta2 \(-0.1\) must lie in \[0, 1\)"),

@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -10,7 +11,14 @@ from teachers import save_teacher
 from mme_hf import MMEForPreTraining
 from mme_hf.training import PretrainingArguments
 from mme_hf.training.arguments import parse_arguments
-from mme_hf.training.setup import build_model_and_processor, describe_targets, load_records, schedule_lengths
+from mme_hf.training.setup import (
+    build_model_and_processor,
+    check_output_dir,
+    describe_targets,
+    load_records,
+    schedule_lengths,
+    settings_of_the_batches,
+)
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 SMALL |= {"decoder_hidden_size": 24, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 24}
@@ -39,9 +47,15 @@ def test_model_and_processor_agree_on_what_is_predicted():
         ({"image_size": 30}, r"^image_size \(30\) does not divide by patch_size \(16\). .* such as 32"),
         ({"processor_options": {"motion_targets": {"colour": {}}}}, "'colour'"),
         ({"model_options": {**SMALL, "hidden_size": 25}}, r"hidden_size \(25\)"),
-        ({"model_options": {"drop_pth_rate": 0.1}}, "model_options sets 'drop_pth_rate', which does not exist"),
+        (
+            {"model_options": {"drop_pth_rate": 0.1}},
+            "model_options has no option drop_pth_rate. Did you mean drop_p",
+        ),
         ({"model_options": {"patch_size": 8}}, "model_options sets 'patch_size', which the processor decides"),
-        ({"processor_options": {"frame_strid": 1}}, "processor_options sets 'frame_strid', which does not exist"),
+        (
+            {"processor_options": {"frame_strid": 1}},
+            "processor_options has no option frame_strid. Did you mean frame",
+        ),
     ],
 )
 def test_wrong_values_are_named(changes, message):
@@ -74,6 +88,12 @@ def test_a_saved_tracker_is_kept_unless_another_is_named(tmp_path):
     assert build_model_and_processor(arguments(**again, tracker="dis"))[1].tracker == "dis"
 
 
+@pytest.mark.skipif(hasattr(cv2, "optflow"), reason="OpenCV has its contrib modules here")
+def test_a_tracker_that_cannot_run_here_is_named_before_any_video_is_opened():
+    with pytest.raises(ValueError, match="tracker 'tvl1' needs OpenCV's contrib modules: pip"):
+        build_model_and_processor(arguments(tracker="tvl1"))
+
+
 def test_camera_motion_goes_from_the_flag_into_the_processor_and_is_saved_with_it(tmp_path):
     args = parse_arguments(PretrainingArguments, ["--camera_motion", "remove", "--image_size", "32"])
     for part in build_model_and_processor(args):
@@ -98,6 +118,12 @@ def test_weights_that_predict_something_else_are_refused(tmp_path):
         )
     with pytest.raises(ValueError, match=r"model_name_or_path \('nowhere'\) cannot be opened"):
         build_model_and_processor(arguments(model_name_or_path="nowhere", model_options=None))
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "trainer_state.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"checkpoint-1'\) is a checkpoint to go on from. .*--resume_from_checkpoint"):
+        build_model_and_processor(arguments(model_name_or_path=str(tmp_path / "checkpoint-1"), model_options=None))
+    with pytest.raises(ValueError, match=r"model_name_or_path \('.*no/folder'\) is no folder, and no name on the Hub"):
+        build_model_and_processor(arguments(model_name_or_path=str(tmp_path / "no" / "folder"), model_options=None))
 
 
 def test_the_order_of_the_targets_goes_with_the_weights(tmp_path):
@@ -107,6 +133,29 @@ def test_the_order_of_the_targets_goes_with_the_weights(tmp_path):
     model, processor = build_model_and_processor(arguments(model_name_or_path=str(tmp_path), mask_ratio=0.5))
     assert list(model.config.motion_targets) == list(processor.motion_target_config()) == ["position", "shape"]
     assert processor.mask_ratio == 0.5
+
+
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "preset", "model_options"]
+)
+def test_a_resumed_run_insists_on_the_model_and_on_what_the_optimizers_state_would_overrule(name):
+    _, processor = build_model_and_processor(arguments())
+    records = load_records(arguments())[0]
+    value = {"preset": "small", "model_options": {"drop_path_rate": 0.1}}.get(name, 0.5)
+    settings = settings_of_the_batches(arguments(**{name: value}), processor, records, 0.0, 1)
+    assert settings[name] == value
+
+
+def test_an_output_folder_that_cannot_be_written_is_an_error_and_nothing_is_made(tmp_path, monkeypatch):
+    check_output_dir(tmp_path / "new" / "run")
+    (tmp_path / "file").write_text("x")
+    for name in ("file", "file/run"):
+        with pytest.raises(ValueError, match=rf"output_dir \('.*{name}'\).*file'? is a file. Name a folder"):
+            check_output_dir(tmp_path / name)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(ValueError, match=r"output_dir \('.*run'\) may not be written to. Name another folder"):
+        check_output_dir(tmp_path / "new" / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_lengths_count_epochs_in_clips():

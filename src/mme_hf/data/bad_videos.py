@@ -118,10 +118,15 @@ class BadVideoLog:
         self._stop_if_too_many(list(new.values()), num_seen)
 
     def _stop_if_too_many(self, new: list[BadVideo], num_seen: int) -> None:
-        first = f"{new[0].source}: {new[0].cause}"
+        first = f"{new[0].source}: {new[0].cause.rstrip('.')}"
         if self.on_bad_video == "error":
             raise TooManyBadVideosError(f"A video could not be read: {first}. (on_bad_video is 'error'.)")
         num_records = self.num_records or max(num_seen, MIN_STREAM_RECORDS)
+        if self.num_bad >= num_records:
+            raise TooManyBadVideosError(
+                f"All of {num_records} videos are bad: there is nothing to train on. The last one is {first}. All are "
+                f"listed in {self.path}."
+            )
         if self.num_bad > self.max_bad_fraction * num_records:
             raise TooManyBadVideosError(
                 f"{self.num_bad} of {num_records} videos are bad, more than max_bad_fraction "

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -20,6 +21,7 @@ VIDEO_EXTENSIONS = frozenset(
 # Header names under which published manifests list the file and its class.
 PATH_FIELDS = ("path", "video", "file", "filename", "file_name", "video_path")
 LABEL_FIELDS = ("label", "class", "action", "category")
+_WRITTEN_BY_SAVE_TO_DISK = ("dataset_dict.json", "state.json")
 # A folder with one of these is for datasets to open: it has metadata, or its videos are inside.
 _DATA_SET_SUFFIXES = frozenset((".arrow", ".csv", ".json", ".jsonl", ".parquet", ".py", ".tar", ".yaml", ".zip"))
 
@@ -34,7 +36,7 @@ class VideoRecords:
         num_records: Number of videos; None for a stream, whose length is not known.
         label_names: Class names in label order; empty where the source has none.
         ignored_files: Files of a folder that were not taken for videos.
-        missing_files: (path, cause) of each manifest line whose file does not exist.
+        missing_files: (path, cause) of each manifest line or link whose file does not exist.
         identity: Changes when the list of videos does; a resumed run insists on the same.
     """
 
@@ -63,7 +65,8 @@ class VideoRecords:
 def load_folder_records(folder: str | Path, *, flag: str = "train_dir") -> VideoRecords:
     """Return the videos of a folder: of its class folders where it has them, else of the folder itself.
 
-    A class is a first-level folder; deeper folders are searched too and belong to it. Hidden files are passed over.
+    A class is a first-level folder; deeper folders are searched too and belong to it. Links are followed. Hidden files
+    are passed over.
 
     Args:
         folder: A folder of class folders or a flat folder of videos.
@@ -75,11 +78,15 @@ def load_folder_records(folder: str | Path, *, flag: str = "train_dir") -> Video
     root = Path(folder)
     if not root.is_dir():
         raise ValueError(f"{flag} ({str(root)!r}) is not a folder. Give a folder of videos or of class folders.")
-    files = sorted(path for path in root.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(root)))
-    videos = [path for path in files if path.suffix.lower() in VIDEO_EXTENSIONS]
+    files = _files_below(root)
+    videos = [path for path in files if path.suffix.lower() in VIDEO_EXTENSIONS and path.is_file()]
+    lost = [path for path in files if path.suffix.lower() in VIDEO_EXTENSIONS and not path.exists()]
+    missing = tuple((str(path), f"no such file: it is a link to {os.readlink(path)}") for path in lost)
     ignored = tuple(str(path) for path in files if path.suffix.lower() not in VIDEO_EXTENSIONS)
     if not videos:
         found = f"; {len(ignored)} other files are in it, such as {Path(ignored[0]).name!r}" if ignored else ""
+        if lost:
+            found += f"; {len(lost)} link{' leads' if len(lost) == 1 else 's lead'} nowhere, such as {lost[0].name!r}"
         raise ValueError(
             f"{flag} ({str(root)!r}) holds no video{found}. Files with these endings are taken: "
             f"{' '.join(sorted(VIDEO_EXTENSIONS))}."
@@ -87,14 +94,15 @@ def load_folder_records(folder: str | Path, *, flag: str = "train_dir") -> Video
     classes = [path.relative_to(root).parts[0] if path.parent != root else None for path in videos]
     # A class is only sure when every video has one; a stray file beside class folders makes all labels doubtful.
     labels = [str(name) for name in classes] if all(classes) else None
-    return _records([str(path) for path in videos], labels, name=root.name, ignored_files=ignored)
+    name = Path(os.path.abspath(root)).name  # "." has none of its own
+    return _records([str(path) for path in videos], labels, name=name, ignored_files=ignored, missing_files=missing)
 
 
 def load_manifest_records(manifest: str | Path, *, flag: str = "train_manifest") -> VideoRecords:
     """Return the videos that a text or CSV file lists.
 
-    A line is "path label" (the label after the last blank, so paths may hold blanks) or comma-separated; a CSV may
-    have a header with a path column (`path`, `video`, `file`, ...) and a label column. The label may be absent from
+    A line is "path label" (the label after the last blank, so paths may hold blanks), tab- or comma-separated. There
+    may be a header with a path column (`path`, `video`, `file`, ...) and a label column. The label may be absent from
     every line. Relative paths start at the manifest's folder. Empty lines and lines that start with "#" are skipped.
 
     Args:
@@ -145,7 +153,7 @@ def load_dataset_records(
     """Return the videos of an HF data set that has a Video column.
 
     Args:
-        dataset_name: Name on the Hub, or a local folder that `datasets.load_dataset` opens.
+        dataset_name: Name on the Hub, or a local folder that `datasets.load_dataset` opens or `save_to_disk` wrote.
         config_name: Configuration of the data set.
         split: Split to read.
         streaming: Read records one after another instead of downloading the data set first.
@@ -153,7 +161,8 @@ def load_dataset_records(
     Raises:
         ValueError: If there is no such data set or split, or no column, or more than one, holds videos.
     """
-    from datasets import Video, load_dataset
+    from datasets import Video
+    from datasets.exceptions import DatasetGenerationError
 
     if _is_plain_video_folder(Path(dataset_name)):
         # datasets would pass over .webm files without a word.
@@ -164,8 +173,9 @@ def load_dataset_records(
         records = load_folder_records(root / split if split in folders else root, flag="dataset_name")
         return records.streamed() if streaming else records
     try:
-        dataset = load_dataset(dataset_name, config_name, split=split, streaming=streaming)
-    except (OSError, ValueError) as error:  # datasets names the splits and configurations that there are
+        dataset = _open_dataset(dataset_name, config_name, split=split, streaming=streaming)
+    # datasets names the splits and configurations that there are.
+    except (OSError, ValueError, DatasetGenerationError) as error:
         raise ValueError(f"dataset_name ({dataset_name!r}) cannot be opened, split {split!r}: {error}") from error
     features = dataset.features or {}
     columns = [name for name, feature in features.items() if isinstance(feature, Video)]
@@ -185,6 +195,23 @@ def load_dataset_records(
         raise ValueError(f"dataset_name ({dataset_name!r}) has no record in split {split!r}. Choose another split.")
     identity = f"{dataset_name} {config_name} {split} {num_records}"
     return VideoRecords(dataset, dataset_name, num_records, label_names, identity=identity)
+
+
+def _open_dataset(dataset_name: str, config_name: str | None, *, split: str, streaming: bool) -> Any:
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
+    if not any((Path(dataset_name) / name).is_file() for name in _WRITTEN_BY_SAVE_TO_DISK):
+        return load_dataset(dataset_name, config_name, split=split, streaming=streaming)
+    if config_name:
+        raise ValueError(f"what save_to_disk wrote has no configuration {config_name!r}; leave it out.")
+    saved = load_from_disk(dataset_name)
+    if isinstance(saved, DatasetDict):
+        if split not in saved:
+            raise ValueError(f"its splits are {sorted(saved)}.")
+        saved = saved[split]
+    elif split not in ("train", str(saved.split)):
+        raise ValueError("it has no splits; leave the split at 'train'.")
+    return saved.to_iterable_dataset() if streaming else saved
 
 
 def load_sample_records() -> VideoRecords:
@@ -216,14 +243,15 @@ def _records(paths: Sequence[str], labels: Sequence[str] | None, *, name: str, *
         features["label"] = ClassLabel(names=list(label_names))
         columns["label"] = [label_names.index(label) for label in labels]
     dataset = Dataset.from_dict(columns, features=Features(features))
-    identity = blake2b("\n".join(Path(path).name for path in paths).encode(), digest_size=8).hexdigest()
+    names = blake2b("\n".join(Path(path).name for path in paths).encode(), digest_size=8).hexdigest()
+    identity = f"{len(paths)} videos whose names hash to {names}"
     return VideoRecords(dataset, name, len(paths), label_names, identity=identity, **report)
 
 
 def _is_plain_video_folder(root: Path) -> bool:
     if not root.is_dir():
         return False
-    suffixes = {path.suffix.lower() for path in root.rglob("*") if path.is_file()}
+    suffixes = {path.suffix.lower() for path in _files_below(root)}
     return bool(suffixes & VIDEO_EXTENSIONS) and not suffixes & _DATA_SET_SUFFIXES
 
 
@@ -232,8 +260,18 @@ def _natural_order(label: str) -> tuple[int, int, str]:
     return (0, int(label), label) if label.isdigit() else (1, 0, label)
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _files_below(root: Path) -> list[Path]:
+    """Return the files of a folder and of those below it, linked ones too, sorted; hidden things are passed over."""
+    files = []
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".") and not _leads_up(Path(folder, name))]
+        files += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(files)
+
+
+def _leads_up(folder: Path) -> bool:
+    # A link to a folder that it is in itself: followed, it would never end.
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
 def _manifest_rows(path: Path) -> Iterable[tuple[int, str, str | None]]:
@@ -243,9 +281,10 @@ def _manifest_rows(path: Path) -> Iterable[tuple[int, str, str | None]]:
         for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1)
         if line.strip() and not line.lstrip().startswith("#")
     ]
-    header = [field.strip().lower() for field in next(csv.reader([lines[0][1]]))] if lines else []
+    header = [field.lower() for field in _manifest_fields(lines[0][1], path)] if lines else []
     path_column = next((header.index(name) for name in PATH_FIELDS if name in header), None)
-    if path_column is not None:
+    lists_a_video = any(Path(field).suffix in VIDEO_EXTENSIONS for field in header)  # of a class called "video", say
+    if path_column is not None and not lists_a_video:
         label_column = next((header.index(name) for name in LABEL_FIELDS if name in header), None)
         lines = lines[1:]
     else:
@@ -262,6 +301,8 @@ def _manifest_rows(path: Path) -> Iterable[tuple[int, str, str | None]]:
 
 
 def _manifest_fields(line: str, path: Path) -> list[str]:
+    if "\t" in line:
+        return [field.strip() for field in next(csv.reader([line], delimiter="\t"))]
     is_csv_file = path.suffix.lower() == ".csv"
     if not is_csv_file and Path(line).suffix.lower() in VIDEO_EXTENSIONS:
         return [line]  # a path with blanks and no label

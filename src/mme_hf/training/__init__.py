@@ -6,7 +6,7 @@ from .checkpointing import latest_checkpoint
 from .evaluation import MeanPredictor, NothingToExplainError, explained_share
 from .held_out import report_explained_share
 from .optimization import build_optimizer, build_scheduler, parameter_groups, scaled_learning_rate
-from .progress import ProgressReporter, announce_run
+from .progress import ProgressReporter, announce_result, announce_run, set_up_logging
 from .run_state import RunState
 from .updates import NonFiniteLossError, UpdateReport, run_update
 
@@ -20,6 +20,7 @@ __all__ = [
     "ProgressReporter",
     "RunState",
     "UpdateReport",
+    "announce_result",
     "announce_run",
     "build_optimizer",
     "build_scheduler",
@@ -30,4 +31,5 @@ __all__ = [
     "report_explained_share",
     "run_update",
     "scaled_learning_rate",
+    "set_up_logging",
 ]

@@ -142,8 +142,11 @@ class PretrainingArguments(TrainingArguments, ModelArguments, DataArguments):
         self.processor_options = _mapping("processor_options", self.processor_options)
         for name, smallest in _SMALLEST.items():
             value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise ValueError(f"{name} ({value}) must be at least {smallest}.")
+            if value is not None and not smallest <= value < math.inf:
+                and_finite = ", and finite" if value == math.inf else ""
+                raise ValueError(f"{name} ({value}) must be at least {smallest}{and_finite}.")
+        if self.seed >= _NUM_SEEDS:
+            raise ValueError(f"seed ({self.seed}) must be below {_NUM_SEEDS}.")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate ({self.learning_rate}) must be above 0, such as 1.5e-4.")
         if not self.min_learning_rate <= self.learning_rate:
@@ -172,6 +175,8 @@ class PretrainingArguments(TrainingArguments, ModelArguments, DataArguments):
             raise ValueError(f"mixed_precision ({self.mixed_precision!r}) must be 'no', 'fp16' or 'bf16'.")
         if self.targets_on not in ("workers", "device"):
             raise ValueError(f"targets_on ({self.targets_on!r}) must be 'workers' or 'device'.")
+        if self.with_tracking:
+            _check_report_to(self.report_to)
         self._check_data_source()
 
     def _check_data_source(self) -> None:
@@ -234,6 +239,21 @@ def _check_one_source(args: Any, *of_a_dataset: str) -> None:
             raise ValueError(f"{name} ({getattr(args, name)!r}) needs --dataset_name, which is not given.")
 
 
+def _check_report_to(name: str) -> None:
+    """Raise ValueError for a tracker that accelerate does not know, or would leave out in silence: not installed."""
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import LoggerType
+
+    available = sorted(map(str, get_available_trackers()))
+    if name not in ("all", *available):
+        fault = "is not installed" if name in LoggerType.list() else "is no tracker of accelerate"
+        raise ValueError(
+            f"report_to ({name!r}) {fault}. Here there are: {', '.join(available)}; 'all' takes every one of them, "
+            "--no_with_tracking none."
+        )
+
+
+_NUM_SEEDS = 2**32  # of NumPy
 _DATA_SOURCES = ("dataset_name", "train_dir", "train_manifest")
 _SMALLEST = {
     "image_size": 1,
@@ -280,7 +300,8 @@ def parse_arguments(
     given, unknown = parser.parse_known_args(argv)
     if unknown:
         flag = unknown[0].split("=")[0]
-        raise ValueError(f"{flag} is no flag. {_remedy(flag, _flags_of(arguments_class))}")
+        remedy = _remedy(flag, _flags_of(arguments_class)) if flag.startswith("-") else "Name videos with --train_dir."
+        raise ValueError(f"{flag} is no flag. {remedy}")
     recipe = Path(given.config) if given.config else None
     if recipe is None and not any(getattr(given, name) for name in _DATA_SOURCES):
         recipe = sample_recipe
@@ -323,8 +344,11 @@ def _read_recipe(path: Path, arguments_class: type) -> dict[str, Any]:
         raise ValueError(f"config ({str(path)!r}) is not a YAML recipe ({reason}). See examples/configs.") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"config ({str(path)!r}) is not a YAML recipe: it holds no 'flag: value' lines.")
-    known = [flag.removeprefix("--") for flag in _flags_of(arguments_class)]
-    for name in recipe:
+    is_list = {item.name: "list" in str(item.type) for item in dataclasses.fields(arguments_class)}
+    known = [name for name in is_list if name != "config"]
+    for name, value in recipe.items():
+        if isinstance(value, list) and not is_list.get(name, True):
+            raise ValueError(f"config ({str(path)!r}) sets {name} to the list {value}. It takes one value.")
         if name not in known:
             raise ValueError(f"config ({str(path)!r}) sets {name!r}, which is no flag. {_remedy(str(name), known)}")
     return {name: value for name, value in recipe.items() if value is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
 
 from .updates import UpdateReport
 
@@ -19,6 +21,15 @@ if TYPE_CHECKING:
     from ..data import VideoRecords
 
 logger = logging.getLogger(__name__)
+
+
+def set_up_logging(*, is_main_process: bool) -> None:
+    """Show what the run says, from the main process, and of the libraries only what a user needs."""
+    logging.basicConfig(level=logging.INFO if is_main_process else logging.ERROR, format="%(message)s")
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    for library in ("datasets", "huggingface_hub"):  # with handlers of their own, or everything would be said twice
+        logging.getLogger(library).propagate = False
+    transformers_logging.disable_progress_bar()  # of writing one small file, in the middle of the last words
 
 
 def announce_run(
@@ -53,6 +64,20 @@ def announce_run(
     logger.info("model: %s, %.1f M parameters, on %s", model_name, num_parameters / 1e6, where)
     logger.info("targets: %s", targets)
     logger.info("run: %s", what)
+
+
+def announce_result(output_dir: Path, *, report_to: str | None) -> None:
+    """Say what a finished run has left in `output_dir`, and where its logs are.
+
+    Args:
+        output_dir: Folder of the run.
+        report_to: Tracker that its values went to; None for none.
+    """
+    logger.info("saved in %s: config.json, model.safetensors, video_preprocessor_config.json,", output_dir)
+    has_picture = (output_dir / "motion.png").is_file()
+    logger.info("  README.md (model card)%s", ", motion.png (target beside prediction)" if has_picture else "")
+    if report_to in ("all", "tensorboard"):
+        logger.info("  logs (tensorboard --logdir %s)", shlex.quote(str(output_dir / "logs")))
 
 
 class ProgressReporter:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from math import ceil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,10 +22,12 @@ from ..data import (
     load_sample_records,
 )
 from ..modeling_mme import MMEForPreTraining
-from ..motion import MotionParameters, build_tracker
+from ..motion import MotionParameters, Tracker, build_tracker
+from ..names_mme import check_names
 from ..presets import preset_config
 from ..video import VideoReadError
 from ..video_processing_mme import MMEVideoProcessor
+from .checkpointing import STATE_FILE
 from .target_flags import processor_options
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ SAMPLE_HELD_OUT_FRACTION = 0.2
 # Made of OpenCV.
 CPU_TRACKERS = ("dis", "farneback", "tvl1")
 _PROCESSOR_FLAGS = ("frame_stride", "trajectory_num_steps", "mask_type", "mask_ratio", "tracker", "camera_motion")
+_MODEL = ("preset", "model_options")
+_KEPT_BY_OPTIMIZER = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2")
 _AUGMENTATIONS = ("flip_probability", "moving_crop_speed")
 
 # Fixed by the processor, so that model and labels cannot disagree.
@@ -48,6 +52,16 @@ _SHARED_FIELDS = (
 )
 
 
+def check_output_dir(output_dir: str | Path) -> None:
+    """Raise ValueError if a file is in the way of a folder, or it may not be written to; nothing is made."""
+    folder = Path(output_dir).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"output_dir ({str(output_dir)!r}) cannot be made: {existing} is a file. Name a folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"output_dir ({str(output_dir)!r}) may not be written to. Name another folder.")
+
+
 def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTraining, MMEVideoProcessor]:
     """Return a model and the processor that makes its inputs and targets.
 
@@ -58,8 +72,8 @@ def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
         ValueError: If an option is unknown or out of range, if there is no such checkpoint, or if its weights predict
             other targets than the processor makes.
     """
-    _check_names("processor_options", args.processor_options, MMEVideoProcessor.valid_kwargs.__annotations__)
-    _check_names("model_options", args.model_options, {field.name for field in fields(MMEConfig)})
+    check_names("processor_options", args.processor_options, MMEVideoProcessor.valid_kwargs.__annotations__)
+    check_names("model_options", args.model_options, {field.name for field in fields(MMEConfig)})
     for name in _SHARED_FIELDS:
         if name in args.model_options:
             raise ValueError(
@@ -79,11 +93,19 @@ def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
             "motion_targets": processor.motion_target_config(),
         }
         model = MMEForPreTraining(preset_config(args.preset, **options, **args.model_options))
-    build_tracker(processor.tracker, **processor.tracker_options)  # or a worker would be the first to miss it
+    check_tracker_runs(build_tracker(processor.tracker, **processor.tracker_options))
     if args.gradient_checkpointing:
         # The name in newer versions of transformers; the older one warns there.
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     return model, processor
+
+
+def check_tracker_runs(tracker: Tracker) -> None:
+    """Raise ValueError if a library or weights that the tracker needs are missing: it finds out when it runs."""
+    try:
+        tracker(torch.zeros(2, 3, 128, 128, dtype=torch.uint8), torch.zeros(1, 2), num_steps=1)
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _new_processor(args: PretrainingArguments, preset: MMEConfig) -> MMEVideoProcessor:
@@ -113,6 +135,13 @@ def default_tracker(args: PretrainingArguments) -> str:
 
 def _load_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTraining, MMEVideoProcessor]:
     name = args.model_name_or_path
+    if not Path(name).is_dir() and (Path(name).is_absolute() or len(Path(name).parts) > 2):
+        raise ValueError(f"model_name_or_path ({name!r}) is no folder, and no name on the Hub: these are 'user/name'.")
+    if (Path(name) / STATE_FILE).is_file():
+        raise ValueError(
+            f"model_name_or_path ({name!r}) is a checkpoint to go on from. Give it to --resume_from_checkpoint, or "
+            "name the folder of a finished run."
+        )
     changed = {flag: getattr(args, flag) for flag in _PROCESSOR_FLAGS if getattr(args, flag) != _default(args, flag)}
     if args.num_frames:
         changed["num_frames"] = args.num_frames
@@ -167,12 +196,6 @@ def _check_image_size(args: PretrainingArguments, patch_size: int) -> None:
 
 def _default(args: PretrainingArguments, flag: str) -> Any:
     return next(field.default for field in fields(args) if field.name == flag)
-
-
-def _check_names(flag: str, options: Mapping[str, Any], known: Collection[str]) -> None:
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"{flag} sets {unknown[0]!r}, which does not exist. There are: {', '.join(sorted(known))}.")
 
 
 def load_records(args: PretrainingArguments) -> tuple[VideoRecords, VideoRecords | None, float]:
@@ -281,10 +304,15 @@ def settings_of_the_batches(
     held_out_fraction: float,
     num_processes: int,
 ) -> dict[str, Any]:
-    """Return all that decides which batches a run sees, for a resumed run to insist on."""
+    """Return all that decides which batches a run sees, for a resumed run to insist on.
+
+    With it go the model, and what the saved state of optimizer and schedule brings back, whatever a resumed run asks
+    for.
+    """
     names = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "samples_per_video")
     return {
         **{name: getattr(args, name) for name in (*names, *_AUGMENTATIONS, "shuffle_buffer_size")},
+        **{name: getattr(args, name) for name in (*_MODEL, *_KEPT_BY_OPTIMIZER)},
         "num_processes": num_processes,
         "data": records.identity,
         "held_out_fraction": held_out_fraction,
