@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import moving_texture, write_video
 from datasets import config, load_dataset
+from pyarrow import parquet
 
 from mme_hf import MMEVideoProcessor, __version__, open_video
 from mme_hf.data import (
@@ -133,10 +134,14 @@ def test_a_damaged_folder_is_refused_by_name(folder, damage, message):
 
 
 @pytest.mark.parametrize("place", [0.2, 0.5, 0.8])
-def test_a_byte_that_changed_inside_a_shard_is_an_error_that_names_it(folder, videos, place):
+def test_a_byte_that_changed_inside_the_motion_is_an_error_that_names_the_shard(folder, videos, place):
     shard = folder / "data" / "train-00001.parquet"
     content = bytearray(shard.read_bytes())
-    content[int(place * len(content))] ^= 0xFF
+    group = parquet.ParquetFile(shard).metadata.row_group(0)
+    columns = [group.column(index) for index in range(group.num_columns)]
+    (motion,) = (column for column in columns if column.path_in_schema.startswith("motion"))
+    first = motion.dictionary_page_offset or motion.data_page_offset
+    content[first + int(place * motion.total_compressed_size)] ^= 0xFF
     shard.write_bytes(content)
     with pytest.raises(ValueError, match=r"shard train-00001\.parquet is damaged"):
         tracks = StoredTracks(folder)
