@@ -123,6 +123,21 @@ def test_float_frames_are_rescaled_only_if_asked(processor):
     torch.testing.assert_close(unit, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_floats_that_were_rescaled_before_are_pointed_out_once(processor, caplog):
+    frames = noise(4) / 255
+    frames[0] = 0  # as a video that fades in
+    processor(noise(4).float())
+    processor(frames, do_rescale=False)
+    assert not caplog.records
+    processor([frames, frames])
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        "do_rescale is on, and floating point frames in [0, 1] are given"
+    ]
+    frames[1, 0, 20, 20] = float("nan")
+    with pytest.raises(ValueError, match="a video holds values that are not finite"):
+        processor(frames)
+
+
 def test_a_crop_box_is_cut_out_exactly_and_may_change_the_aspect(processor):
     frames = noise(4)
     cut = processor(frames, crop_box=(8, 4, 32, 32), return_tensors="pt", do_normalize=False)["pixel_values"]
