@@ -114,6 +114,7 @@ class Pretraining:
             args.resume_from_checkpoint,
             scheduler=self.scheduler,
             settings=self.settings,
+            num_steps=self.num_steps,
         )
         self.train_loader = self._loader(
             self.records,

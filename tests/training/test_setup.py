@@ -212,6 +212,7 @@ def test_targets_and_weights_come_from_the_flag_and_go_into_model_and_processor(
         ({"motion_targets": ["shape", "shape:2"]}, "names 'shape' twice"),
         ({"motion_targets": ["colour"]}, r"motion target \('colour'\) is unknown"),
         ({"motion_targets": ["shape:-1"]}, r"shape: weight \(-1.0\) must be a finite number"),
+        ({"motion_targets": ["position:0"]}, r"weights \{'position': 0.0\}: nothing would be trained. Give"),
         ({"motion_targets": ["{shape"]}, "is not JSON"),
         ({"motion_targets": ["shape"], "processor_options": {"motion_targets": {}}}, "both say what is predicted"),
         ({"teacher": "somewhere"}, r"teacher \('somewhere'\) has nothing to teach"),

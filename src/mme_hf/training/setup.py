@@ -69,8 +69,8 @@ def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
     defaults.
 
     Raises:
-        ValueError: If an option is unknown or out of range, if there is no such checkpoint, or if its weights predict
-            other targets than the processor makes.
+        ValueError: If an option is unknown or out of range, if no target has a weight in the loss, if there is no such
+            checkpoint, or if its weights predict other targets than the processor makes.
     """
     check_names("processor_options", args.processor_options, MMEVideoProcessor.valid_kwargs.__annotations__)
     check_names("model_options", args.model_options, {field.name for field in fields(MMEConfig)})
@@ -93,6 +93,12 @@ def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
             "motion_targets": processor.motion_target_config(),
         }
         model = MMEForPreTraining(preset_config(args.preset, **options, **args.model_options))
+    weights = {target: values["weight"] for target, values in model.config.motion_targets.items()}
+    if not any(weights.values()):
+        raise ValueError(
+            f"motion_targets have the weights {weights}: nothing would be trained. Give one of them a weight above 0, "
+            f"such as '{next(iter(weights))}:1', or leave the weight out."
+        )
     check_tracker_runs(build_tracker(processor.tracker, **processor.tracker_options))
     if args.gradient_checkpointing:
         # The name in newer versions of transformers; the older one warns there.
