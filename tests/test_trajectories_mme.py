@@ -105,6 +105,12 @@ def test_crop_resize_and_flip_move_points_as_pixels():
     assert not resized.flip().resize(80, 80).is_visible[..., 1].any()
 
 
+def test_a_point_that_leaves_a_crop_stays_lost_when_it_comes_back():
+    points = torch.tensor([5.0, 20.0, 6.0]).view(1, 3, 1, 1).expand(1, 3, 1, 2)
+    tracks = Trajectories(points, torch.ones(1, 3, 1, dtype=torch.bool), (32, 32))
+    assert tracks.crop(left=0, top=0, width=10, height=10).is_visible.flatten().tolist() == [True, False, False]
+
+
 @pytest.mark.parametrize("is_flipped", [False, True])
 def test_track_then_augment_equals_augment_then_track(is_flipped):
     flow, motion = affine_flow(3, 48, 64)

@@ -17,7 +17,7 @@ import mme_hf
 from mme_hf.motion import build_tracker
 from mme_hf.motion_targets_mme import REFERENCE_MOTION, histogram_of_gradients
 from mme_hf.trajectories_mme import ClipGeometry, grid_points
-from mme_hf.video_inputs_mme import VIDEO_OPENERS
+from mme_hf.video_inputs_mme import VIDEO_OPENERS, normalize_frames
 from mme_hf.video_processing_mme import MMEVideoProcessor
 
 SMALL = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, "num_frames": 4, "frame_stride": 2}
@@ -136,6 +136,14 @@ def test_floats_that_were_rescaled_before_are_pointed_out_once(processor, caplog
     frames[1, 0, 20, 20] = float("nan")
     with pytest.raises(ValueError, match="a video holds values that are not finite"):
         processor(frames)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # "meta" goes the way of accelerators
+def test_frames_of_the_caller_are_not_normalised_in_place(processor, device):
+    frames = torch.ones(4, 3, 32, 32, device=device)
+    version = frames._version
+    assert normalize_frames(frames, processor) is not frames
+    assert frames._version == version
 
 
 def test_a_crop_box_is_cut_out_exactly_and_may_change_the_aspect(processor):

@@ -6,6 +6,7 @@ import json
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,11 @@ def public_command(arguments: Sequence[str]) -> str:
 def _public(value: Any) -> Any:
     if isinstance(value, Mapping):
         return public_settings(value)
+    if isinstance(value, list | tuple):
+        return [_public(item) for item in value]
     if isinstance(value, str) and value.lstrip().startswith("{"):
-        return json.dumps(public_settings(json.loads(value)))
+        with suppress(json.JSONDecodeError):  # a name may begin like that too
+            return json.dumps(public_settings(json.loads(value)))
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 

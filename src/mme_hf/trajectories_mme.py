@@ -92,7 +92,7 @@ class Trajectories:
         )
 
     def crop(self, left: float, top: float, width: int, height: int) -> "Trajectories":
-        """Return the tracks seen from a crop of the frame; points outside the crop become invisible.
+        """Return the tracks seen from a crop of the frame; points are invisible from where they leave it.
 
         Without the camera's motion positions no longer say where points are: crop before it is taken out.
 
@@ -103,7 +103,7 @@ class Trajectories:
             height: Height of the crop in pixels.
         """
         points_xy = self.points_xy - self.points_xy.new_tensor([left, top])
-        is_visible = self.is_visible & is_inside(points_xy, (height, width))
+        is_visible = (self.is_visible & is_inside(points_xy, (height, width))).long().cummin(-2).values.bool()
         return replace(self, points_xy=points_xy, is_visible=is_visible, frame_size=(height, width))
 
     def resize(self, height: int, width: int) -> "Trajectories":

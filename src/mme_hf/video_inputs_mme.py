@@ -362,7 +362,9 @@ def normalize_frames(frames: torch.Tensor, options: Any) -> torch.Tensor:
     mean, std = (torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1) for value in (mean, std))
     factor, offset = (value.to(frames.device, non_blocking=frames.is_cuda) for value in (scale / std, -mean / std))
     if frames.device.type != "cpu":
-        return frames.to(torch.float32, memory_format=torch.contiguous_format).mul_(factor).add_(offset)
+        # A copy also of what is float32 already: it may be the caller's own.
+        pixels = frames.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        return pixels.mul_(factor).add_(offset)
     # NumPy asks the kernel for huge pages: the first touch of 10 MB in small ones takes longer than the arithmetic.
     pixels = torch.from_numpy(np.empty(frames.shape, dtype=np.float32))
     # Frame by frame, so that four passes stay in the cache; interleaved channels are separated in their own type.

@@ -12,7 +12,7 @@ import torch
 from conftest import moving_texture, write_video
 
 from mme_hf import MOTION_TARGETS, MMEVideoProcessor
-from mme_hf.data import ClipSampling, load_folder_records, load_sample_records
+from mme_hf.data import ClipSampling, build_clip_loader, load_folder_records, load_sample_records
 from mme_hf.motion import DISFlow, FlowTracker, build_tracker
 from mme_hf.motion.health import MotionHealth
 from mme_hf.motion.report import health_of, main, observe_clips, report_motion
@@ -92,6 +92,16 @@ def test_real_clips_with_default_options_give_no_warning(healthy):
     assert healthy.misfit_share == 0.0
     assert healthy.targets["position"].agreement == pytest.approx(1.0)
     assert healthy.targets["shape"].repeat_difference == 0.0
+
+
+def test_what_is_observed_is_what_training_sees(tmp_path):
+    write_video(tmp_path / "moving.mp4", moving_texture(70, SIDE, SIDE))
+    records, processor = load_folder_records(tmp_path), processor_with(trajectory_num_steps=2)
+    (clip,) = observe_clips(records, processor)
+    (batch,) = build_clip_loader(records, processor, batch_size=1, num_epochs=1)
+    # Of four raw frames two are not read, and what is left must not pass for frames that follow each other.
+    assert len(clip.frames) == len(processor.raw_frames_for(70)) < processor.raw_window()
+    torch.testing.assert_close(torch.cat(list(clip.labels.values()), dim=-1), batch["inputs"]["labels"][0])
 
 
 def test_shares_of_the_loss_add_up(healthy):

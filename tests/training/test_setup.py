@@ -146,6 +146,16 @@ def test_a_resumed_run_insists_on_the_model_and_on_what_the_optimizers_state_wou
     assert settings[name] == value
 
 
+def test_a_resumed_run_insists_on_streaming_what_was_streamed(video_folder):
+    # Shuffled through a buffer the same videos come in another order.
+    _, processor = build_model_and_processor(arguments())
+    settings = []
+    for streaming in (True, False):
+        args = arguments(dataset_name=str(video_folder), streaming=streaming, max_train_steps=1)
+        settings.append(settings_of_the_batches(args, processor, load_records(args)[0], 0.0, 1))
+    assert settings[0] != settings[1]
+
+
 def test_an_output_folder_that_cannot_be_written_is_an_error_and_nothing_is_made(tmp_path, monkeypatch):
     check_output_dir(tmp_path / "new" / "run")
     (tmp_path / "file").write_text("x")

@@ -315,7 +315,7 @@ def settings_of_the_batches(
     With it go the model, and what the saved state of optimizer and schedule brings back, whatever a resumed run asks
     for.
     """
-    names = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "samples_per_video")
+    names = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "samples_per_video", "streaming")
     return {
         **{name: getattr(args, name) for name in (*names, *_AUGMENTATIONS, "shuffle_buffer_size")},
         **{name: getattr(args, name) for name in (*_MODEL, *_KEPT_BY_OPTIMIZER)},
