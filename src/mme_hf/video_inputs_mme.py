@@ -346,12 +346,13 @@ def _resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
 def normalize_frames(frames: torch.Tensor, options: Any) -> torch.Tensor:
     """Return frames (..., T, C, H, W) rescaled and normalised, float32, planes contiguous.
 
-    Warns once where floating point frames look as if they had been rescaled before.
+    Warns once where floating point frames on the CPU look as if they had been rescaled before; an accelerator would
+    have to be waited for.
 
     Raises:
-        ValueError: If a value is not finite.
+        ValueError: If a value is not finite; looked for on the CPU too.
     """
-    if frames.is_floating_point():
+    if frames.is_floating_point() and frames.device.type == "cpu":
         check_finite("a video", frames)
         if options.do_rescale:
             _warn_of_rescaled(frames)
