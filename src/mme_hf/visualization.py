@@ -133,7 +133,8 @@ def tracks_sheet(clips: Sequence[ObservedClip], *, title: str = "") -> Image.Ima
     return table(
         rows,
         row_names=names,
-        column_names=[f"raw frame {first.start_frames[start]}" for start in _spread(len(first.start_frames))],
+        # Not by their places in `frames`, which leaves out raw frames that no track runs over.
+        column_names=[f"start of tubelet {start}" for start in _spread(len(first.start_frames))],
         title=title,
         footer=f"A clip in each row. Tracks over {num_steps} raw frames, drawn longer than they are by the factor at "
         f"the left. {COLOR_WORDS}",
