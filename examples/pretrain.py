@@ -27,7 +27,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from mme_hf.data import BadVideoLog, ClipSampling, TooManyBadVideosError, VideoRecords, build_clip_loader
 from mme_hf.hub import PushError, create_repository, push_folder
-from mme_hf.model_card import pretraining_card, public_command, public_settings
+from mme_hf.model_card import local_name, pretraining_card, public_command, public_settings
 from mme_hf.motion import StoredTracksError
 from mme_hf.motion.report import report_motion
 from mme_hf.training import (
@@ -279,7 +279,7 @@ class Pretraining:
             explained_shares=shares,
             command=f"accelerate launch examples/pretrain.py {public_command(sys.argv[1:])}".strip(),
             settings=public_settings(dataclasses.asdict(self.args)),
-            repository=self.repository,
+            repository=self.repository if self.args.push_to_hub else local_name(self.args.output_dir),
         )
 
 

@@ -86,7 +86,7 @@ def pretraining_card(
         explained_shares: Of each target on held-out clips; None if nothing was measured.
         command: That was run.
         settings: Arguments of the run.
-        repository: Name under which the checkpoint is loaded.
+        repository: Name under which the checkpoint is loaded: on the Hub, or a folder (see `local_name`).
     """
     metadata = ModelCardData(
         library_name="transformers", license="apache-2.0", tags=["video", "masked-motion-encoding", "mme_hf"]
@@ -112,6 +112,18 @@ def pretraining_card(
         command=command,
         settings="\n".join(f"| `{name}` | `{value}` |" for name, value in settings.items() if value not in (None, {})),
     )
+
+
+def local_name(folder: str | Path) -> str:
+    """Return how a folder is named for who stands where the run was started, without the folders of this machine.
+
+    A relative path stays as it is, an absolute one becomes relative; of one that leads elsewhere only the end is told.
+    """
+    path = Path(folder)
+    if path.is_absolute():
+        here = Path.cwd()
+        path = path.relative_to(here) if path.is_relative_to(here) else Path("path/to", path.name)
+    return path.as_posix()
 
 
 def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

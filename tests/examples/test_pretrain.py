@@ -39,6 +39,7 @@ def test_a_run_leaves_all_that_it_promises(videos, tmp_path):
         assert words in output
     card = (folder / "README.md").read_text()
     assert "| position |" in card and str(tmp_path) not in card
+    assert 'MMEModel.from_pretrained("run")' in card  # as seen from where it was started
     for name in ("motion.png", "motion_tracks.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     # Of the six videos that can be read; a few lines on the screen.
