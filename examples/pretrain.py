@@ -240,13 +240,9 @@ class Pretraining:
     def _explained_shares(self) -> dict[str, float] | None:
         args = self.args
         num_batches = -(-args.num_baseline_clips // self.global_batch_size) * args.gradient_accumulation_steps
-        # Another seed than training's: the mean is one over fresh crops and times, but of training frames only.
-        training_clips = self._loader(
-            self.records,
-            train_sampling(args, self.held_out_fraction),
-            batch_size=args.per_device_train_batch_size,
-            seed=args.seed + 1,
-        )
+        # Of training frames only, but with another seed than training's: fresh crops and times. Once over the videos.
+        options = {"batch_size": args.per_device_train_batch_size, "seed": args.seed + 1, "num_epochs": 1}
+        training_clips = self._loader(self.records, train_sampling(args, self.held_out_fraction), **options)
         held_out_clips = self._held_out_loader(self.held_out_records.limited(args.max_eval_videos), num_epochs=1)
         batches = [self.inputs_of.each(clips) for clips in (islice(training_clips, num_batches), held_out_clips)]
         shares = report_explained_share(self.accelerator, self.model, *batches, self.bad_held_out_videos)

@@ -190,6 +190,13 @@ def test_held_out_clips_come_from_where_they_are_asked_for(video_folder):
     assert (samples.num_records, held_out, fraction) == (4, samples, 0.2)
 
 
+def test_a_missing_file_is_reported_once_though_videos_are_held_out_of_too(video_folder, tmp_path):
+    video = next(video_folder.rglob("*.mp4"))
+    (tmp_path / "train.txt").write_text(f"{video} 0\ngone.mp4 0\n")
+    train, held_out, _ = load_records(arguments(train_manifest=str(tmp_path / "train.txt"), held_out_fraction=0.3))
+    assert [len(records.missing_files) for records in (train, held_out)] == [1, 0]
+
+
 def test_targets_and_weights_come_from_the_flag_and_go_into_model_and_processor(tmp_path):
     teacher = save_teacher(tmp_path / "teacher")
     args = arguments(motion_targets=["pixels:2", "position", "features:0.25"], teacher=teacher)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -223,7 +223,8 @@ def load_records(args: PretrainingArguments) -> tuple[VideoRecords, VideoRecords
     fraction = args.held_out_fraction
     if fraction is None:
         fraction = 0.0 if has_own_data else SAMPLE_HELD_OUT_FRACTION
-    return train, (train if fraction else None), fraction
+    # Missing files are the training videos' to report: once.
+    return train, (replace(train, missing_files=()) if fraction else None), fraction
 
 
 def load_training_records(args: Any) -> VideoRecords:
