@@ -22,7 +22,7 @@ from ..data import (
     load_sample_records,
 )
 from ..modeling_mme import MMEForPreTraining
-from ..motion import MotionParameters, build_tracker
+from ..motion import MotionParameters, build_ready_tracker, build_tracker
 from ..presets import preset_config
 from ..video import VideoReadError
 from ..video_processing_mme import MMEVideoProcessor
@@ -79,7 +79,9 @@ def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
             "motion_targets": processor.motion_target_config(),
         }
         model = MMEForPreTraining(preset_config(args.preset, **options, **args.model_options))
-    build_tracker(processor.tracker, **processor.tracker_options)  # or a worker would be the first to miss it
+    is_tracked = not args.stored_tracks or args.has_validation_data
+    # Now, or a worker would be the first to miss it.
+    (build_ready_tracker if is_tracked else build_tracker)(processor.tracker, **processor.tracker_options)
     if args.gradient_checkpointing:
         # The name in newer versions of transformers; the older one warns there.
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
