@@ -63,6 +63,17 @@ def test_wrong_values_are_named(changes, message):
         build_model_and_processor(arguments(**changes))
 
 
+def test_a_tracker_that_lacks_what_it_needs_is_named_unless_its_tracks_are_stored(monkeypatch):
+    import cv2
+
+    monkeypatch.delattr(cv2, "optflow", raising=False)
+    with pytest.raises(ValueError, match="tracker 'tvl1' needs OpenCV's contrib modules"):
+        build_model_and_processor(arguments(tracker="tvl1"))
+    build_model_and_processor(arguments(tracker="tvl1", stored_tracks="tracks"))
+    with pytest.raises(ValueError, match="tracker 'tvl1' needs OpenCV's contrib modules"):  # held-out clips are tracked
+        build_model_and_processor(arguments(tracker="tvl1", stored_tracks="tracks", validation_dir="videos"))
+
+
 @pytest.mark.parametrize(
     ("changes", "tracker", "words"),
     [

@@ -370,5 +370,5 @@ def _mapping(name: str, value: str | dict | None) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{name} ({value!r}) is not JSON: {error}.") from error
     if not isinstance(parsed, dict):
-        raise ValueError(f"{name} ({value!r}) must be a JSON object, such as '{{\"drop_path_rate\": 0.1}}'.")
+        raise ValueError(f"{name} ({value!r}) must be a JSON object: '{{\"name\": value}}'.")
     return parsed

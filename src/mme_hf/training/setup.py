@@ -22,7 +22,7 @@ from ..data import (
     load_sample_records,
 )
 from ..modeling_mme import MMEForPreTraining
-from ..motion import MotionParameters, Tracker, build_tracker
+from ..motion import MotionParameters, build_ready_tracker, build_tracker
 from ..names_mme import check_names
 from ..presets import preset_config
 from ..video import VideoReadError
@@ -99,19 +99,13 @@ def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
             f"motion_targets have the weights {weights}: nothing would be trained. Give one of them a weight above 0, "
             f"such as '{next(iter(weights))}:1', or leave the weight out."
         )
-    check_tracker_runs(build_tracker(processor.tracker, **processor.tracker_options))
+    is_tracked = not args.stored_tracks or args.has_validation_data
+    # Now, or a worker would be the first to miss it.
+    (build_ready_tracker if is_tracked else build_tracker)(processor.tracker, **processor.tracker_options)
     if args.gradient_checkpointing:
         # The name in newer versions of transformers; the older one warns there.
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     return model, processor
-
-
-def check_tracker_runs(tracker: Tracker) -> None:
-    """Raise ValueError if a library or weights that the tracker needs are missing: it finds out when it runs."""
-    try:
-        tracker(torch.zeros(2, 3, 128, 128, dtype=torch.uint8), torch.zeros(1, 2), num_steps=1)
-    except (ImportError, RuntimeError) as error:
-        raise ValueError(str(error)) from error
 
 
 def _new_processor(args: PretrainingArguments, preset: MMEConfig) -> MMEVideoProcessor:
