@@ -41,6 +41,7 @@ from mme_hf.training import (
     build_optimizer,
     build_scheduler,
     parse_arguments,
+    put_earlier_run_aside,
     report_explained_share,
     run_update,
     scaled_learning_rate,
@@ -116,6 +117,8 @@ class Pretraining:
             settings=self.settings,
             num_steps=self.num_steps,
         )
+        if is_main and not self.state.step:
+            put_earlier_run_aside(self.output_dir, "mme_pretraining")
         self.train_loader = self._loader(
             self.records,
             train_sampling(args, self.held_out_fraction),
