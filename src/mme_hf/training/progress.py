@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
+from ..wording import counted
 from .updates import UpdateReport
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ def announce_run(
         listing = output_dir / "ignored_files.txt"
         listing.parent.mkdir(parents=True, exist_ok=True)
         listing.write_text("".join(f"{path}\n" for path in records.ignored_files), encoding="utf-8")
-        logger.warning("%d files are no videos and were ignored: %s", len(records.ignored_files), listing)
-    videos = "a stream" if records.num_records is None else f"{records.num_records} videos"
+        logger.warning("ignored %s without a video's ending: %s", counted(len(records.ignored_files), "file"), listing)
+    videos = "a stream" if records.num_records is None else counted(records.num_records, "video")
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.info("data: %s (%s)", records.name, videos)
     logger.info("model: %s, %.1f M parameters, on %s", model_name, num_parameters / 1e6, where)
