@@ -15,6 +15,7 @@ import transformers
 from huggingface_hub import ModelCardData
 
 from ._version import __version__
+from .wording import counted
 
 _PRETRAINING_CARD = """---
 {metadata}
@@ -46,7 +47,7 @@ tracker `{processor.tracker}`.
 
 ## Run
 
-{steps} updates of {global_batch_size} clips in {minutes:.1f} minutes on {machine}, with mme_hf {version},
+{updates} of {clips} in {minutes:.1f} minutes on {machine}, with mme_hf {version},
 torch {torch}, transformers {transformers}.
 
 ```
@@ -96,14 +97,14 @@ def pretraining_card(
         data_name=_public(data_name),
         visible=1 - processor.mask_ratio,
         repository=repository,
-        videos="a stream of videos" if num_videos is None else f"{num_videos} videos",
+        videos="a stream of videos" if num_videos is None else counted(num_videos, "video"),
         processor=processor,
         height=processor.crop_size["height"],
         width=processor.crop_size["width"],
         targets=", ".join(f"`{name}` ({target['size']} values)" for name, target in config.motion_targets.items()),
         explained=_explained_text(explained_shares),
-        steps=steps,
-        global_batch_size=global_batch_size,
+        updates=counted(steps, "update"),
+        clips=counted(global_batch_size, "clip"),
         minutes=seconds / 60,
         machine=_machine(),
         version=__version__,

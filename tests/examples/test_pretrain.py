@@ -36,7 +36,7 @@ def test_a_run_leaves_all_that_it_promises(videos, tmp_path):
     assert not report["missing_keys"]
 
     # What it says.
-    for words in ("explained share on held-out clips", "shape", "position", "1 bad videos are listed in"):
+    for words in ("explained share on held-out clips", "shape", "position", "1 bad video listed in"):
         assert words in output
     card = (folder / "README.md").read_text()
     assert "| position |" in card and str(tmp_path) not in card

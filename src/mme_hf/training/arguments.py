@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
@@ -295,8 +296,9 @@ def parse_arguments(
     from transformers import HfArgumentParser
 
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(arguments_class, allow_abbrev=False)
-    parser.error = _refuse  # argparse's own prints the usage first: 60 lines
+    usage = "%(prog)s [--config FILE.yaml] [--flag value ...]"  # argparse's own names every flag: 60 lines
+    parser = HfArgumentParser(arguments_class, allow_abbrev=False, formatter_class=_HelpFormatter, usage=usage)
+    parser.error = _refuse  # argparse's own prints the usage first
     given, unknown = parser.parse_known_args(argv)
     if unknown:
         flag = unknown[0].split("=")[0]
@@ -316,6 +318,14 @@ def parse_arguments(
             raise
         why = "" if given.config else ", which is used where no data is named; flags win over it"
         raise ValueError(f"{error} ({', '.join(at_fault)} is set by the recipe {recipe}{why}.)") from error
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the defaults, but for those that say nothing or are told in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_told = action.default is None or "Default:" in (action.help or "")
+        return action.help if is_told else super()._get_help_string(action)
 
 
 def _refuse(message: str) -> None:
