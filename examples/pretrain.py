@@ -244,14 +244,14 @@ class Pretraining:
     def _explained_shares(self) -> dict[str, float] | None:
         args = self.args
         num_batches = -(-args.num_baseline_clips // self.global_batch_size) * args.gradient_accumulation_steps
-        # Of training frames only, but with another seed than training's: fresh crops and times. Once over the videos.
-        options = {"batch_size": args.per_device_train_batch_size, "seed": args.seed + 1, "num_epochs": 1}
-        training_clips = self._loader(self.records, train_sampling(args, self.held_out_fraction), **options)
+        # Training frames alone, but fresh crops and times. A stream is read once: `datasets` sleeps after each pass.
+        options = {"seed": args.seed + 1, "num_epochs": 1 if self.records.num_records is None else None}
+        sampling = train_sampling(args, self.held_out_fraction)
+        training_clips = self._loader(self.records, sampling, batch_size=args.per_device_train_batch_size, **options)
         held_out_clips = self._held_out_loader(self.held_out_records.limited(args.max_eval_videos), num_epochs=1)
         batches = [self.inputs_of.each(clips) for clips in (islice(training_clips, num_batches), held_out_clips)]
         shares = report_explained_share(self.accelerator, self.model, *batches, self.bad_held_out_videos)
-        values = {f"held_out/explained_{name}": share for name, share in (shares or {}).items()}
-        self.accelerator.log(values, step=self.state.step)
+        self.accelerator.log({f"held_out/explained_{k}": v for k, v in (shares or {}).items()}, step=self.state.step)
         return shares
 
     def _held_out_loader(self, records: VideoRecords, **options):
@@ -263,8 +263,8 @@ class Pretraining:
         loader = self._held_out_loader(videos, process_index=0, num_processes=1, num_workers=0)
         clips = self.inputs_of.each(batch for batch in islice(loader, MAX_VIDEOS_TO_DRAW_FROM) if batch["sources"])
         inputs, source = liveliest_clip(clips, self.model.config.motion_targets)
-        kind = "held-out" if self.held_out_records else "training"
-        title = f"a {kind} clip of {Path(source).name} after {counted(self.state.step, 'update')}"
+        kind, updates = "held-out" if self.held_out_records else "training", counted(self.state.step, "update")
+        title = f"a {kind} clip of {Path(source).name} after {updates}"
         draw_motion_prediction(self.model, self.processor, inputs, self.output_dir / "motion.png", title=title)
 
     def _card(self, shares: dict[str, float] | None) -> str:

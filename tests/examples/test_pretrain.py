@@ -22,7 +22,6 @@ def videos(video_folder, tmp_path):
 def test_a_run_leaves_all_that_it_promises(videos, tmp_path):
     (videos / "right" / "broken.mp4").write_bytes(b"no video")
     flags = {"max_train_steps": 3, "per_device_train_batch_size": 7, "held_out_fraction": 0.2, "max_bad_fraction": 0.2}
-    flags["num_baseline_clips"] = 1_000_000  # hours, were there no end after one pass over the videos
     output = runs.finish(runs.start(tmp_path / "run", train_dir=videos, logging_steps=1, **flags))
     folder = tmp_path / "run"
 

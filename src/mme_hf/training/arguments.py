@@ -124,7 +124,7 @@ class TrainingArguments:
     logging_steps: int = _flag(1, "Updates between two logged values.")
     num_eval_clips: int = _flag(4, "Held-out clips of each video.")
     max_eval_videos: int = _flag(256, "Videos that held-out clips are taken from, at most.")
-    num_baseline_clips: int = _flag(128, "Training clips that the mean predictor is of, at most: one pass.")
+    num_baseline_clips: int = _flag(128, "Training clips that the mean predictor is of; a stream is read once at most.")
     with_tracking: bool = _flag(True, "Log to report_to; --no_with_tracking turns it off.")
     report_to: str = _flag("tensorboard", "Tracker of accelerate: tensorboard, wandb, ...")
     push_to_hub: bool = _flag(False, "Push the result to the Hub.")
