@@ -46,7 +46,9 @@ def test_where_nothing_was_measured_nothing_is_claimed():
 def test_tokens_and_folders_of_the_machine_stay_out():
     settings = {"hub_token": "hf_secret", "train_dir": "/home/me/videos", "preset": "tiny", "more": {"a": "/home/b"}}
     assert public_settings(settings) == {"train_dir": "videos", "preset": "tiny", "more": {"a": "b"}}
-    assert public_settings({"motion_targets": ['{"a": "/home/b"}', "/home/c"]}) == {"motion_targets": ['{"a": "b"}', "c"]}
+    assert public_settings({"motion_targets": ['{"a": "/home/b"}', "/home/c"]}) == {
+        "motion_targets": ['{"a": "b"}', "c"]
+    }
     assert public_command(["--model_options", '{"a": "/home/b"}']) == """--model_options '{"a": "b"}'"""
     assert public_command(["--train_dir", "{clips}"]) == "--train_dir '{clips}'"
 
