@@ -41,8 +41,8 @@ class Start:
 
 
 STARTS = (
-    Start("Xavier-uniform, gain 8 (ours)", 8.0),
-    Start("Xavier-uniform, gain 16", 16.0),
+    Start("Xavier-uniform, gain 16 (ours)", 16.0),
+    Start("Xavier-uniform, gain 8", 8.0),
     Start("Xavier-uniform, gain 1", 1.0),
     Start("normal of deviation 0.02, gain 1", 1.0, is_small=True),
 )

@@ -27,9 +27,9 @@ from mme_hf.data.extraction import extract_shard, shards_of, start_or_continue
 from mme_hf.data.stored_tracks import TracksTotals, write_shard
 from mme_hf.hub import PushError, create_repository, push_folder
 from mme_hf.model_card import public_settings
-from mme_hf.motion import MotionParameters, build_tracker
+from mme_hf.motion import MotionParameters, build_ready_tracker
 from mme_hf.training import ExtractionArguments, parse_arguments
-from mme_hf.training.setup import check_output_dir, check_tracker_runs, load_training_records, use_all_cores
+from mme_hf.training.setup import check_output_dir, load_training_records, use_all_cores
 
 logger = logging.getLogger("extract_trajectories")
 
@@ -85,8 +85,7 @@ class Extraction:
         self.output_dir = Path(args.output_dir)
         check_output_dir(args.output_dir)
         self.repository = args.hub_dataset_id or self.output_dir.resolve().name
-        self.tracker = build_tracker(args.tracker, **args.tracker_options)
-        check_tracker_runs(self.tracker)
+        self.tracker = build_ready_tracker(args.tracker, **args.tracker_options)
         self.parameters = MotionParameters.of(self.tracker)
         self.records = load_training_records(args)
         self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)])

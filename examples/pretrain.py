@@ -27,7 +27,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from mme_hf.data import BadVideoLog, ClipSampling, TooManyBadVideosError, VideoRecords, build_clip_loader
 from mme_hf.hub import PushError, create_repository, push_folder
-from mme_hf.model_card import pretraining_card, public_command, public_settings
+from mme_hf.model_card import local_name, pretraining_card, public_command, public_settings
 from mme_hf.motion import StoredTracksError
 from mme_hf.motion.report import report_motion
 from mme_hf.training import (
@@ -41,6 +41,7 @@ from mme_hf.training import (
     build_optimizer,
     build_scheduler,
     parse_arguments,
+    put_earlier_run_aside,
     report_explained_share,
     run_update,
     scaled_learning_rate,
@@ -60,6 +61,7 @@ from mme_hf.training.setup import (
     use_all_cores,
 )
 from mme_hf.visualization import draw_motion_prediction, liveliest_clip
+from mme_hf.wording import counted
 
 logger = logging.getLogger("pretrain")
 
@@ -114,7 +116,10 @@ class Pretraining:
             args.resume_from_checkpoint,
             scheduler=self.scheduler,
             settings=self.settings,
+            num_steps=self.num_steps,
         )
+        if is_main and not self.state.step:
+            put_earlier_run_aside(self.output_dir, "mme_pretraining")
         self.train_loader = self._loader(
             self.records,
             train_sampling(args, self.held_out_fraction),
@@ -142,8 +147,8 @@ class Pretraining:
             output_dir=self.output_dir if self.accelerator.is_main_process else None,
             where=f"{self.accelerator.num_processes} x {self.accelerator.device.type}, {self.num_workers} readers each",
             targets=describe_targets(args, self.processor, self.accelerator.device),
-            what=f"{self.num_steps} updates of {self.global_batch_size} clips, peak learning rate "
-            f"{scaled_learning_rate(args.learning_rate, self.global_batch_size):.2e}, seed {args.seed}",
+            what=f"{counted(self.num_steps, 'update')} of {counted(self.global_batch_size, 'clip')}, peak learning "
+            f"rate {scaled_learning_rate(args.learning_rate, self.global_batch_size):.2e}, seed {args.seed}",
         )
         if args.motion_health and not state.step and self.accelerator.is_main_process:
             sampling = train_sampling(args, self.held_out_fraction)
@@ -194,7 +199,7 @@ class Pretraining:
             announce_result(self.output_dir, report_to=self.args.report_to if self.args.with_tracking else None)
             for log in filter(None, (self.bad_videos, self.bad_held_out_videos)):
                 if log.num_bad:
-                    logger.info("%d bad videos are listed in %s", log.num_bad, log.path)
+                    logger.info("%s listed in %s", counted(log.num_bad, "bad video"), log.path)
             if self.args.push_to_hub:
                 logger.info("pushed to %s", push_folder(self.output_dir, self.repository, token=self.args.hub_token))
         self.accelerator.end_training()
@@ -239,13 +244,9 @@ class Pretraining:
     def _explained_shares(self) -> dict[str, float] | None:
         args = self.args
         num_batches = -(-args.num_baseline_clips // self.global_batch_size) * args.gradient_accumulation_steps
-        # Another seed than training's: the mean is one over fresh crops and times, but of training frames only.
-        training_clips = self._loader(
-            self.records,
-            train_sampling(args, self.held_out_fraction),
-            batch_size=args.per_device_train_batch_size,
-            seed=args.seed + 1,
-        )
+        # Of training frames only, but with another seed than training's: fresh crops and times. Once over the videos.
+        options = {"batch_size": args.per_device_train_batch_size, "seed": args.seed + 1, "num_epochs": 1}
+        training_clips = self._loader(self.records, train_sampling(args, self.held_out_fraction), **options)
         held_out_clips = self._held_out_loader(self.held_out_records.limited(args.max_eval_videos), num_epochs=1)
         batches = [self.inputs_of.each(clips) for clips in (islice(training_clips, num_batches), held_out_clips)]
         shares = report_explained_share(self.accelerator, self.model, *batches, self.bad_held_out_videos)
@@ -263,7 +264,7 @@ class Pretraining:
         clips = self.inputs_of.each(batch for batch in islice(loader, MAX_VIDEOS_TO_DRAW_FROM) if batch["sources"])
         inputs, source = liveliest_clip(clips, self.model.config.motion_targets)
         kind = "held-out" if self.held_out_records else "training"
-        title = f"a {kind} clip of {Path(source).name} after {self.state.step} updates"
+        title = f"a {kind} clip of {Path(source).name} after {counted(self.state.step, 'update')}"
         draw_motion_prediction(self.model, self.processor, inputs, self.output_dir / "motion.png", title=title)
 
     def _card(self, shares: dict[str, float] | None) -> str:
@@ -278,7 +279,7 @@ class Pretraining:
             explained_shares=shares,
             command=f"accelerate launch examples/pretrain.py {public_command(sys.argv[1:])}".strip(),
             settings=public_settings(dataclasses.asdict(self.args)),
-            repository=self.repository,
+            repository=self.repository if self.args.push_to_hub else local_name(self.args.output_dir),
         )
 
 

@@ -19,7 +19,7 @@ import torch
 
 from mme_hf import MMEForPreTraining, MMEVideoProcessor, VideoReadError, open_video
 from mme_hf.drawing import save_animation
-from mme_hf.motion import TRACKERS
+from mme_hf.motion import TRACKERS, build_ready_tracker
 from mme_hf.motion.camera_motion import remove_camera_motion
 from mme_hf.motion.report import ClipObserver, health_of
 from mme_hf.visualization import clip_animation, clip_sheet, draw_motion_prediction
@@ -103,6 +103,7 @@ def read_clip(args: argparse.Namespace, processor: MMEVideoProcessor) -> tuple[t
 def draw(args: argparse.Namespace) -> list[Path]:
     """Write everything and return the paths."""
     processor = processor_of(args)
+    build_ready_tracker(processor.tracker, **processor.tracker_options)
     folder, stem = make_output_dir(args.output_dir), Path(args.video).stem
     # Tracks as long as from one tubelet to the next follow points through the whole clip without a gap.
     between_tubelets = {"trajectory_num_steps": processor.tubelet_size * processor.frame_stride}

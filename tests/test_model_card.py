@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import ModelCard
 
-from mme_hf.model_card import pretraining_card, public_command, public_settings
+from mme_hf.model_card import local_name, pretraining_card, public_command, public_settings
 
 
 def card(**changes):
@@ -41,6 +41,15 @@ def test_the_card_is_valid_and_states_what_was_run():
 def test_where_nothing_was_measured_nothing_is_claimed():
     assert "nothing is claimed" in card(explained_shares=None)
     assert "a stream of videos" in card(num_videos=None)
+
+
+def test_a_folder_is_named_for_who_stands_where_the_run_was_started(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert local_name("outputs/run/") == "outputs/run"
+    assert local_name("../run") == "../run"
+    assert local_name(tmp_path / "outputs" / "run") == "outputs/run"
+    assert local_name("/somewhere/else/run") == "path/to/run"
+    assert 'MMEModel.from_pretrained("outputs/run")' in card(repository="outputs/run")
 
 
 def test_tokens_and_folders_of_the_machine_stay_out():

@@ -487,6 +487,7 @@ def test_trainer_and_data_parallel_attributes():
         ({"pixel_values": torch.zeros(2, 3, 3, 8, 8)}, r"has 3 frames, expected a positive multiple of tubelet_size"),
         ({"pixel_values": torch.zeros(2, 4, 3, 8, 9)}, r"frames of 8 x 9 px.*multiples of patch_size \(4\)"),
         ({"bool_masked_pos": torch.zeros(2, 9, dtype=torch.bool)}, r"bool_masked_pos has shape \(2, 9\).*\(2, 8\)"),
+        ({"bool_masked_pos": torch.zeros(2, 8)}, r"bool_masked_pos has dtype torch.float32, expected torch.bool"),
         ({"masked_indices": torch.zeros(3, 5, dtype=torch.int64)}, r"masked_indices has shape \(3, 5\).*batch of 2"),
         ({"masked_indices": torch.arange(8).expand(2, 8)}, r"8 of 8 tokens are masked, which leaves none to see"),
         ({"masked_indices": torch.zeros(2, 0, dtype=torch.int64)}, r"0 of 8 tokens are masked.*nothing to predict"),

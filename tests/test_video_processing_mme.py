@@ -123,6 +123,21 @@ def test_float_frames_are_rescaled_only_if_asked(processor):
     torch.testing.assert_close(unit, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_floats_that_were_rescaled_before_are_pointed_out_once(processor, caplog):
+    frames = noise(4) / 255
+    frames[0] = 0  # as a video that fades in
+    processor(noise(4).float())
+    processor(frames, do_rescale=False)
+    assert not caplog.records
+    processor([frames, frames])
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        "do_rescale is on, and floating point frames in [0, 1] are given"
+    ]
+    frames[1, 0, 20, 20] = float("nan")
+    with pytest.raises(ValueError, match="a video holds values that are not finite"):
+        processor(frames)
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])  # "meta" goes the way of accelerators
 def test_frames_of_the_caller_are_not_normalised_in_place(processor, device):
     frames = torch.ones(4, 3, 32, 32, device=device)
@@ -465,6 +480,7 @@ def test_wrong_options_fail_at_construction_and_in_the_call(options, message):
         ({"num_frames": True}, r"num_frames \(True\) must be a whole number"),
         ({"num_frames": 8.5}, r"num_frames \(8.5\) must be a whole number"),
         ({"image_std": [0.2, 0.0, 0.2]}, r"image_std \(\(0.2, 0.0, 0.2\)\) must be above 0"),
+        ({"resample": 5}, r"resample \(5\) is no filter for tensors"),
         ({"rescale_factor": "x"}, r"rescale_factor \('x'\) must be above 0"),
         ({"mask_ratio": "0.7"}, r"mask_ratio \('0.7'\) must be a number"),
         ({"size": {"shortest_edge": 32.5}}, r"size\['shortest_edge'\] \(32.5\) must be a whole number"),
@@ -492,7 +508,10 @@ def test_targets_may_be_a_list_of_names(processor):
     [
         (noise(9), {"crop_box": (30, 0, 30, 30)}, "crop_box .left 30, top 0, width 30, height 30. reaches outside"),
         (noise(9), {"crop_box": (-1, 0, 30, 30)}, "must not be negative"),
-        (noise(9), {"crop_box": (0, 0, 0, 30)}, "empty box"),
+        (noise(9), {"crop_box": (0, 0, 0, 30)}, "^crop_box of width 0 and height 30 is empty; both must be at least 1"),
+        (noise(9), {"resample": 9}, r"^resample \(9\) is no filter for tensors. Choose"),
+        (noise(9), {"generator": 3}, r"generator \(3\) must be a torch.Generator, such as"),
+        (noise(9), {"generator": 3, "mask_type": "motion"}, r"generator \(3\) must be a torch.Generator"),
         (noise(9), {"crop_box": (0, 0, 30.5, 30)}, "four whole numbers"),
         (noise(9), {"crop_box": [(0, 0, 9, 9)] * 2}, "crop_box has 2 entries for 1 videos"),
         (noise(9), {"crop_box": "abcd"}, r"crop_box \('abcd'\) must be four whole numbers"),
@@ -528,9 +547,11 @@ def test_wrong_input_names_field_value_and_remedy(processor, videos, options, me
         processor(videos, return_targets=True, **options)
 
 
-def test_a_stride_of_zero_is_refused_for_pixels_too(processor):
+def test_strides_and_filters_that_cannot_be_are_refused_for_pixels_too(processor):
     with pytest.raises(ValueError, match=r"frame_stride \(0\) must be at least 1"):
         processor(noise(30), frame_stride=0)
+    with pytest.raises(ValueError, match=r"resample \(9\) is no filter"):
+        processor(noise(4), resample=9)
 
 
 def test_an_empty_path_is_named(processor, opener):

@@ -104,7 +104,7 @@ class MMEConfig(PreTrainedConfig):
     attention_probs_dropout_prob: float | int = 0.0
     drop_path_rate: float | int = 0.0
     initializer_range: float | int = 0.02
-    frame_difference_gain: float | int = 8.0
+    frame_difference_gain: float | int = 16.0
     layer_norm_eps: float | int = 1e-6
     qkv_bias: bool = True
     use_mean_pooling: bool = True

@@ -109,6 +109,7 @@ def draw_mask_noise(grid: Grid, generator: torch.Generator | None = None) -> tor
     Returns:
         Uniform in (0, 1), float64, shape (rows * columns,).
     """
+    _check_generator(generator)
     return torch.rand(grid[1] * grid[2], generator=generator, dtype=torch.float64).clamp(min=1e-300)
 
 
@@ -201,8 +202,7 @@ def build_mask(
     check_mask_type(mask_type)
     if len(grid) != 3 or min(grid) < 1:
         raise ValueError(f"grid {tuple(grid)} must be three positive numbers: tokens in time, rows and columns.")
-    if generator is not None and generator.device.type != "cpu":
-        raise ValueError(f"generator is on {generator.device}; masks are drawn on the CPU. Use torch.Generator().")
+    _check_generator(generator)
     if mask_type != "motion":
         return MASK_TYPES[mask_type](tuple(grid), mask_ratio, generator)
     check_motion_strength(motion_strength)
@@ -238,6 +238,17 @@ def check_mask_ratio(mask_ratio: float) -> None:
     """Raise ValueError unless the ratio lies between 0 and 1."""
     if not 0 < mask_ratio < 1:
         raise ValueError(f"mask_ratio ({mask_ratio}) must be between 0 and 1, both excluded. The published one is 0.7.")
+
+
+def _check_generator(generator: torch.Generator | None) -> None:
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"generator ({generator!r}) must be a torch.Generator, such as torch.Generator().manual_seed(0), or None."
+        )
+    if generator.device.type != "cpu":
+        raise ValueError(f"generator is on {generator.device}; masks are drawn on the CPU. Use torch.Generator().")
 
 
 def _num_masked(num_places: int, mask_ratio: float) -> int:

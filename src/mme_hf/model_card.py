@@ -15,6 +15,7 @@ import transformers
 from huggingface_hub import ModelCardData
 
 from ._version import __version__
+from .wording import counted
 
 _PRETRAINING_CARD = """---
 {metadata}
@@ -46,7 +47,7 @@ tracker `{processor.tracker}`.
 
 ## Run
 
-{steps} updates of {global_batch_size} clips in {minutes:.1f} minutes on {machine}, with mme_hf {version},
+{updates} of {clips} in {minutes:.1f} minutes on {machine}, with mme_hf {version},
 torch {torch}, transformers {transformers}.
 
 ```
@@ -86,7 +87,7 @@ def pretraining_card(
         explained_shares: Of each target on held-out clips; None if nothing was measured.
         command: That was run.
         settings: Arguments of the run.
-        repository: Name under which the checkpoint is loaded.
+        repository: Name under which the checkpoint is loaded: on the Hub, or a folder (see `local_name`).
     """
     metadata = ModelCardData(
         library_name="transformers", license="apache-2.0", tags=["video", "masked-motion-encoding", "mme_hf"]
@@ -96,14 +97,14 @@ def pretraining_card(
         data_name=_public(data_name),
         visible=1 - processor.mask_ratio,
         repository=repository,
-        videos="a stream of videos" if num_videos is None else f"{num_videos} videos",
+        videos="a stream of videos" if num_videos is None else counted(num_videos, "video"),
         processor=processor,
         height=processor.crop_size["height"],
         width=processor.crop_size["width"],
         targets=", ".join(f"`{name}` ({target['size']} values)" for name, target in config.motion_targets.items()),
         explained=_explained_text(explained_shares),
-        steps=steps,
-        global_batch_size=global_batch_size,
+        updates=counted(steps, "update"),
+        clips=counted(global_batch_size, "clip"),
         minutes=seconds / 60,
         machine=_machine(),
         version=__version__,
@@ -112,6 +113,18 @@ def pretraining_card(
         command=command,
         settings="\n".join(f"| `{name}` | `{value}` |" for name, value in settings.items() if value not in (None, {})),
     )
+
+
+def local_name(folder: str | Path) -> str:
+    """Return how a folder is named for who stands where the run was started, without the folders of this machine.
+
+    A relative path stays as it is, an absolute one becomes relative; of one that leads elsewhere only the end is told.
+    """
+    path = Path(folder)
+    if path.is_absolute():
+        here = Path.cwd()
+        path = path.relative_to(here) if path.is_relative_to(here) else Path("path/to", path.name)
+    return path.as_posix()
 
 
 def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -431,6 +431,11 @@ class MMEModel(MMEPreTrainedModel):
                 f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}, expected (batch, tokens) = "
                 f"{(batch_size, num_tokens)} for pixel_values of shape {tuple(pixel_values.shape)}."
             )
+        if bool_masked_pos is not None and bool_masked_pos.dtype != torch.bool:
+            raise ValueError(
+                f"bool_masked_pos has dtype {bool_masked_pos.dtype}, expected torch.bool: True where a token is "
+                "hidden. Compare, as in mask > 0.5, or call bool()."
+            )
         if masked_indices is not None:
             if masked_indices.dim() != 2 or masked_indices.shape[0] != batch_size:
                 raise ValueError(

@@ -42,8 +42,7 @@ def track_points(
     """
     if flow.ndim < 4 or flow.shape[-3] != 2:
         raise ValueError(f"flow has shape {tuple(flow.shape)}; it must be (..., frames, 2, height, width).")
-    if points_xy.ndim != 2 or points_xy.shape[-1] != 2:
-        raise ValueError(f"points_xy has shape {tuple(points_xy.shape)}; it must be (points, 2).")
+    check_points(points_xy)
     if interpolation not in ("bilinear", "nearest"):
         raise ValueError(f"interpolation ({interpolation!r}) is unknown. Choose 'bilinear' or 'nearest'.")
     if border not in ("free", "clamp"):
@@ -69,6 +68,14 @@ def track_points(
         positions.append(position)
         visibles.append(visible)
     return Trajectories(torch.stack(positions, dim=-3), torch.stack(visibles, dim=-2), frame_size)
+
+
+def check_points(points_xy: torch.Tensor) -> None:
+    """Raise ValueError unless points are a tensor of shape (P, 2)."""
+    if not isinstance(points_xy, torch.Tensor):
+        raise ValueError(f"points_xy is a {type(points_xy).__name__}; it must be a tensor of shape (points, 2).")
+    if points_xy.ndim != 2 or points_xy.shape[-1] != 2:
+        raise ValueError(f"points_xy has shape {tuple(points_xy.shape)}; it must be (points, 2).")
 
 
 def check_finite(name: str, values: torch.Tensor) -> None:

@@ -155,8 +155,12 @@ class ClipGeometry:
     interpolation: InterpolationMode = InterpolationMode.BILINEAR
 
     def __post_init__(self):
-        if min(self.width, self.height, self.out_height, self.out_width) < 1:
-            raise ValueError(f"{self} has an empty box or output; width, height and output sizes must be at least 1.")
+        if min(self.width, self.height) < 1:
+            raise ValueError(
+                f"crop_box of width {self.width} and height {self.height} is empty; both must be at least 1 pixel."
+            )
+        if min(self.out_height, self.out_width) < 1:
+            raise ValueError(f"out_height ({self.out_height}) and out_width ({self.out_width}) must be at least 1.")
         if min(self.left, self.top) < 0:
             raise ValueError(f"crop box left ({self.left}) and top ({self.top}) must not be negative.")
         resized = self.resized_size or (self.out_height, self.out_width)

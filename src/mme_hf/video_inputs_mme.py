@@ -15,10 +15,13 @@ from transformers.image_utils import (
     is_valid_image,
     pil_torch_interpolation_mapping,
 )
+from transformers.utils import logging
 from transformers.video_utils import VideoMetadata
 
-from .point_tracking_mme import constant_on
+from .point_tracking_mme import check_finite, constant_on
 from .trajectories_mme import ClipGeometry
+
+logger = logging.get_logger(__name__)
 
 # "auto" -> a function that opens a path or bytes as a reader (num_frames, average_fps, frames_at, close). Empty until
 # `mme_hf` is imported: the exported core must not depend on a decoder. Without it transformers' own decoding is used.
@@ -341,7 +344,18 @@ def _resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
 
 
 def normalize_frames(frames: torch.Tensor, options: Any) -> torch.Tensor:
-    """Return frames (..., T, C, H, W) rescaled and normalised, float32, planes contiguous."""
+    """Return frames (..., T, C, H, W) rescaled and normalised, float32, planes contiguous.
+
+    Warns once where floating point frames on the CPU look as if they had been rescaled before; an accelerator would
+    have to be waited for.
+
+    Raises:
+        ValueError: If a value is not finite; looked for on the CPU too.
+    """
+    if frames.is_floating_point() and frames.device.type == "cpu":
+        check_finite("a video", frames)
+        if options.do_rescale:
+            _warn_of_rescaled(frames)
     if not (options.do_rescale or options.do_normalize):
         return frames.contiguous()
     scale = options.rescale_factor if options.do_rescale else 1.0
@@ -359,3 +373,12 @@ def normalize_frames(frames: torch.Tensor, options: Any) -> torch.Tensor:
     for source, target in zip(frames.flatten(0, -4), pixels.flatten(0, -4), strict=True):
         target.copy_(planes.copy_(source)).mul_(factor).add_(offset)
     return pixels
+
+
+def _warn_of_rescaled(frames: torch.Tensor) -> None:
+    # One frame tells, and not the first one, which may be black; a resized one may be a little above 1.
+    if 0 < frames[..., frames.shape[-4] // 2, :, :, :].max() < 1.5:
+        logger.warning_once(
+            "do_rescale is on, and floating point frames in [0, 1] are given: they look as if they had been rescaled "
+            "already, and will be nearly black. Set do_rescale=False, or give values in [0, 255]."
+        )

@@ -5,7 +5,7 @@ from numbers import Integral, Real
 from types import SimpleNamespace
 from typing import Any
 
-from transformers.image_utils import SizeDict
+from transformers.image_utils import SizeDict, pil_torch_interpolation_mapping
 from transformers.processing_utils import VideosKwargs
 
 from .masking_mme import check_mask_ratio, check_mask_type, check_motion_strength
@@ -14,6 +14,8 @@ from .names_mme import check_names
 from .trajectories_mme import POINT_LAYOUTS, TRACKERS, check_options
 
 CAMERA_MOTION: tuple[str, ...] = ("keep", "remove")
+# Those that torchvision resizes tensors with.
+_FILTERS = ("nearest", "nearest-exact", "bilinear", "bicubic", "lanczos")
 _WHOLE_NUMBERS = ("num_frames", "frame_stride", "patch_size", "tubelet_size", "trajectory_num_steps", "cell_size_px")
 # What transformers writes beside the options; no user types these.
 _KEYS_OF_A_FILE = frozenset(
@@ -109,6 +111,7 @@ def check_processor_options(options: Any) -> None:
             "Choose a cell_size_px that divides patch_size."
         )
     check_sizes(options.size, options.crop_size)
+    check_resample(options.resample)
     crop_size = options.crop_size
     if options.do_center_crop and not (crop_size and crop_size.height and crop_size.width):
         raise ValueError(f"crop_size ({crop_size}) must give 'height' and 'width', or set do_center_crop=False.")
@@ -170,6 +173,16 @@ def check_sizes(size: SizeDict | None, crop_size: SizeDict | None) -> None:
         for side, value in dict(sides or {}).items():
             if value is not None:
                 _check_positive(f"{name}[{side!r}]", value)
+
+
+def check_resample(resample: Any) -> None:
+    """Raise ValueError if tensors cannot be resized so; None is for transformers to judge."""
+    mode = pil_torch_interpolation_mapping.get(resample, resample)
+    if resample is not None and getattr(mode, "value", mode) not in _FILTERS:
+        raise ValueError(
+            f"resample ({resample!r}) is no filter for tensors. Choose PIL's number of one: 0 (nearest), 1 (Lanczos), "
+            "2 (bilinear) or 3 (bicubic)."
+        )
 
 
 def check_token_grid(height: int, width: int, patch_size: int) -> None:

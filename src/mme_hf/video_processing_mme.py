@@ -41,6 +41,7 @@ from .video_options_mme import (
     MMEVideoProcessorKwargs,
     check_option_names,
     check_processor_options,
+    check_resample,
     check_sizes,
     check_target_sizes,
     check_tracker,
@@ -305,6 +306,7 @@ class MMEVideoProcessor(BaseVideoProcessor):
         options = {"return_tensors": None, **{name: getattr(self, name, None) for name in names}, **kwargs}
         options = self._standardize_kwargs(**options)
         check_sizes(options["size"], options["crop_size"])
+        check_resample(options["resample"])
         self._validate_preprocess_kwargs(**options)
         return SimpleNamespace(**options)
 

@@ -191,6 +191,14 @@ def test_wrong_frames_are_refused(tracker_for, points, frames, options, message)
         tracker_for(moving(0, 0))(frames, points, **{"num_steps": 2, **options})
 
 
+def test_points_that_are_no_tensor_of_points_are_refused(tracker_for):
+    frames = moving(0, 0)
+    with pytest.raises(ValueError, match=r"points_xy is a list; it must be a tensor of shape \(points, 2\)"):
+        tracker_for(frames)(frames, [[8.0, 8.0]], num_steps=2)
+    with pytest.raises(ValueError, match=r"points_xy has shape \(2,\); it must be \(points, 2\)"):
+        tracker_for(frames)(frames, torch.zeros(2), num_steps=2)
+
+
 def test_a_stride_that_would_crash_opencv_is_refused():
     with pytest.raises(ValueError, match=r"patch_stride \(99\) must be at most 8"):
         build_tracker("dis", patch_stride=99)

@@ -44,11 +44,12 @@ def test_a_stream_is_judged_by_what_was_seen(tmp_path):
         log.record([bad("c")], num_seen=200)
 
 
-def test_the_first_one_stops_a_run_that_asked_for_it(tmp_path):
+def test_the_first_one_stops_a_run_that_asked_for_it(tmp_path, caplog):
     log = BadVideoLog(tmp_path / "bad.jsonl", num_records=1000, on_bad_video="error")
     with pytest.raises(TooManyBadVideosError, match="a: it is broken"):
         log.record([bad("a")], num_seen=1)
     assert "it is broken" in (tmp_path / "bad.jsonl").read_text()
+    assert "a bad video: a: it is broken" in caplog.text and "skipped" not in caplog.text
 
 
 def test_a_resumed_run_goes_on_with_the_list_and_cuts_a_half_written_line(tmp_path):

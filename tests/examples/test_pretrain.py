@@ -22,6 +22,7 @@ def videos(video_folder, tmp_path):
 def test_a_run_leaves_all_that_it_promises(videos, tmp_path):
     (videos / "right" / "broken.mp4").write_bytes(b"no video")
     flags = {"max_train_steps": 3, "per_device_train_batch_size": 7, "held_out_fraction": 0.2, "max_bad_fraction": 0.2}
+    flags["num_baseline_clips"] = 1_000_000  # hours, were there no end after one pass over the videos
     output = runs.finish(runs.start(tmp_path / "run", train_dir=videos, logging_steps=1, **flags))
     folder = tmp_path / "run"
 
@@ -35,10 +36,11 @@ def test_a_run_leaves_all_that_it_promises(videos, tmp_path):
     assert not report["missing_keys"]
 
     # What it says.
-    for words in ("explained share on held-out clips", "shape", "position", "1 bad videos are listed in"):
+    for words in ("explained share on held-out clips", "shape", "position", "1 bad video listed in"):
         assert words in output
     card = (folder / "README.md").read_text()
     assert "| position |" in card and str(tmp_path) not in card
+    assert 'MMEModel.from_pretrained("run")' in card  # as seen from where it was started
     for name in ("motion.png", "motion_tracks.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     # Of the six videos that can be read; a few lines on the screen.

@@ -71,6 +71,9 @@ def test_median_filter_removes_a_lone_outlier_from_tracks():
         ({"preset": "slow"}, "preset \\('slow'\\) must be one of"),
         ({"finest_scale": -1}, "finest_scale \\(-1\\) must be at least 0"),
         ({"refinement_levels": [2]}, r"refinement_levels \(\(2,\)\) must be 0 \(full size\) or 1"),
+        ({"finest_scale": "1"}, r"finest_scale \('1'\) must be int \| None"),
+        ({"patch_stride": 1.5}, r"patch_stride \(1.5\) must be int \| None"),
+        ({"refinement_levels": 1}, r"refinement_levels \(1\) must be Sequence"),
         ({"patch_stride": 0}, "patch_stride \\(0\\) must be at least 1"),
         ({"median_filter_size": 5}, "median_filter_size \\(5\\) must be one of"),
         ({"flow_precision": "half"}, "flow_precision \\('half'\\) must be one of"),
@@ -88,6 +91,23 @@ def test_dis_takes_small_and_odd_frames(size):
     assert tracks.points_xy.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((16, 128), {}),
+        ((16, 400), {}),
+        ((31, 400), {"refinement_levels": ()}),
+        ((32, 400), {"finest_scale": 3}),
+        ((96, 400), {"finest_scale": 9, "refinement_levels": ()}),
+    ],
+)
+def test_dis_takes_low_and_wide_frames(size, options):
+    # OpenCV alone picks its levels by the width there: it crashes, or returns nan.
+    frames = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    flow = build_tracker("dis", **options).flow(frames, [(0, 1)])
+    assert flow.isfinite().all() and flow.abs().max() < 100
+
+
 def test_dis_refuses_frames_too_small_for_its_patches():
     with pytest.raises(ValueError, match="frames of 8x32 are too small for 'dis': 16 px at least"):
         build_tracker("dis")(torch.zeros(2, 3, 8, 32, dtype=torch.uint8), torch.zeros(1, 2), num_steps=1)
@@ -97,7 +117,7 @@ def test_dis_settings_reach_opencv_and_survive_pickling():
     tracker = pickle.loads(pickle.dumps(build_tracker("dis", preset="ultrafast", finest_scale=2, patch_stride=5)))
     import cv2
 
-    engine = tracker.flow._build_engine(cv2)
+    engine = tracker.flow._build_engine(cv2, 64)
     assert engine.getFinestScale() == 2 and engine.getPatchStride() == 5
     assert engine.getVariationalRefinementIterations() == 0
 

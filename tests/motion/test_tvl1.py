@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mme_hf.motion import build_tracker
+from mme_hf.motion import build_ready_tracker, build_tracker
 from mme_hf.motion.tvl1 import TVL1Flow
 
 FRAMES = torch.randint(0, 256, (2, 3, 32, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -23,6 +23,8 @@ def test_without_contrib_modules_says_what_to_install(monkeypatch, modules):
         monkeypatch.setattr(cv2, "optflow", object(), raising=False)
     tracker = build_tracker("tvl1")  # a processor that names it can be loaded without it
     assert not TVL1Flow.is_available()
+    with pytest.raises(ValueError, match="pip install opencv-contrib-python-headless"):
+        build_ready_tracker("tvl1")  # a run that tracks with it cannot begin
     with pytest.raises(ImportError, match="pip install opencv-contrib-python-headless"):
         tracker(FRAMES, torch.tensor([[8.0, 8.0]]), num_steps=1)
 

@@ -95,6 +95,16 @@ def test_what_is_no_flag_is_named_in_one_line(argv, message, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_help_is_short_where_it_can_be_and_tells_each_default_once(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    usage, _, flags = capsys.readouterr().out.partition("\noptions:\n")
+    assert usage.count("\n") == 1 and usage.endswith("[--config FILE.yaml] [--flag value ...]\n")
+    flags = " ".join(flags.split())
+    assert "hidden. (default: 0.7)" in flags and "Default: by cores. --targets_on" in flags
+    assert "default: None" not in flags
+
+
 def test_a_mistake_that_a_recipe_has_part_in_names_the_recipe():
     samples = next(path for path in CONFIGS if path.stem == "samples")
 

@@ -104,3 +104,13 @@ def test_other_settings_are_named(prepared, tmp_path):
     RunState(step=1).save(accelerator, tmp_path, settings={"seed": 0}, **options)
     with pytest.raises(ValueError, match="was written with seed 0, but this run has 1"):
         RunState.resume(accelerator, tmp_path, "latest", scheduler=scheduler, settings={"seed": 1})
+
+
+def test_a_run_that_would_end_before_its_checkpoint_is_refused(prepared, tmp_path):
+    accelerator, _, optimizer = prepared
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: 1.0)
+    RunState(step=8).save(accelerator, tmp_path, scheduler=scheduler, settings={}, seconds=0.0, total_limit=None)
+    options = {"scheduler": scheduler, "settings": {}}
+    with pytest.raises(ValueError, match=r"checkpoint-8'\) is at step 8, beyond the 5 updates .*--max_train_steps"):
+        RunState.resume(accelerator, tmp_path, "latest", num_steps=5, **options)
+    assert RunState.resume(accelerator, tmp_path, "latest", num_steps=8, **options).step == 8

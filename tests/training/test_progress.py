@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from mme_hf.training import announce_result
+from mme_hf.training import announce_result, put_earlier_run_aside
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,16 @@ def test_the_last_words_name_only_what_is_there(tmp_path, caplog, report_to, has
         announce_result(tmp_path, report_to=report_to)
     assert ("motion.png" in caplog.text) == has_picture
     assert ("tensorboard --logdir" in caplog.text) == (report_to in ("tensorboard", "all"))
+
+
+def test_a_new_run_removes_stale_lists_and_keeps_earlier_curves_apart(tmp_path):
+    put_earlier_run_aside(tmp_path / "new", "run")  # nothing is there, nothing is made
+    assert not (tmp_path / "new").exists()
+    for name in ("ignored_files.txt", "bad_videos.jsonl", "model.safetensors", "notes.txt"):
+        (tmp_path / name).touch()
+    for curves in ("first", "second"):
+        (tmp_path / "logs" / "run").mkdir(parents=True)
+        (tmp_path / "logs" / "run" / curves).touch()
+        put_earlier_run_aside(tmp_path, "run")
+    kept = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert kept == ["logs/run_earlier_1/first", "logs/run_earlier_2/second", "model.safetensors", "notes.txt"]

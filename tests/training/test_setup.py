@@ -63,6 +63,17 @@ def test_wrong_values_are_named(changes, message):
         build_model_and_processor(arguments(**changes))
 
 
+def test_a_tracker_that_lacks_what_it_needs_is_named_unless_its_tracks_are_stored(monkeypatch):
+    import cv2
+
+    monkeypatch.delattr(cv2, "optflow", raising=False)
+    with pytest.raises(ValueError, match="tracker 'tvl1' needs OpenCV's contrib modules"):
+        build_model_and_processor(arguments(tracker="tvl1"))
+    build_model_and_processor(arguments(tracker="tvl1", stored_tracks="tracks"))
+    with pytest.raises(ValueError, match="tracker 'tvl1' needs OpenCV's contrib modules"):  # held-out clips are tracked
+        build_model_and_processor(arguments(tracker="tvl1", stored_tracks="tracks", validation_dir="videos"))
+
+
 @pytest.mark.parametrize(
     ("changes", "tracker", "words"),
     [
@@ -190,6 +201,13 @@ def test_held_out_clips_come_from_where_they_are_asked_for(video_folder):
     assert (samples.num_records, held_out, fraction) == (4, samples, 0.2)
 
 
+def test_a_missing_file_is_reported_once_though_videos_are_held_out_of_too(video_folder, tmp_path):
+    video = next(video_folder.rglob("*.mp4"))
+    (tmp_path / "train.txt").write_text(f"{video} 0\ngone.mp4 0\n")
+    train, held_out, _ = load_records(arguments(train_manifest=str(tmp_path / "train.txt"), held_out_fraction=0.3))
+    assert [len(records.missing_files) for records in (train, held_out)] == [1, 0]
+
+
 def test_targets_and_weights_come_from_the_flag_and_go_into_model_and_processor(tmp_path):
     teacher = save_teacher(tmp_path / "teacher")
     args = arguments(motion_targets=["pixels:2", "position", "features:0.25"], teacher=teacher)
@@ -222,6 +240,7 @@ def test_targets_and_weights_come_from_the_flag_and_go_into_model_and_processor(
         ({"motion_targets": ["shape", "shape:2"]}, "names 'shape' twice"),
         ({"motion_targets": ["colour"]}, r"motion target \('colour'\) is unknown"),
         ({"motion_targets": ["shape:-1"]}, r"shape: weight \(-1.0\) must be a finite number"),
+        ({"motion_targets": ["position:0"]}, r"weights \{'position': 0.0\}: nothing would be trained. Give"),
         ({"motion_targets": ["{shape"]}, "is not JSON"),
         ({"motion_targets": ["shape"], "processor_options": {"motion_targets": {}}}, "both say what is predicted"),
         ({"teacher": "somewhere"}, r"teacher \('somewhere'\) has nothing to teach"),

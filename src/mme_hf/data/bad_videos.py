@@ -113,8 +113,9 @@ class BadVideoLog:
             with self.path.open("a", encoding="utf-8") as file:
                 unlisted = (asdict(bad) for source, bad in new.items() if source not in self._listed)
                 file.writelines(json.dumps(bad, ensure_ascii=False) + "\n" for bad in unlisted)
+        what = "skipped a bad video" if self.on_bad_video == "skip" else "a bad video"
         for bad in new.values():
-            logger.warning("skipped a bad video: %s: %s", bad.source, bad.cause)
+            logger.warning("%s: %s: %s", what, bad.source, bad.cause)
         self._stop_if_too_many(list(new.values()), num_seen)
 
     def _stop_if_too_many(self, new: list[BadVideo], num_seen: int) -> None:

@@ -8,7 +8,7 @@ from ..trajectories_mme import TRACK_FILTERS, TRACKERS, build_tracker
 from .camera_motion import compensate_camera_motion, estimate_camera_motion, remove_camera_motion
 from .dis import DISFlow
 from .farneback import FarnebackFlow
-from .flow_tracker import FlowTracker, tracker_builder
+from .flow_tracker import FlowTracker, build_ready_tracker, tracker_builder
 from .motion_parameters import MotionParameters
 from .protocols import OpticalFlow, Tracker
 from .raft import RAFTFlow
@@ -35,6 +35,7 @@ __all__ = [
     "StoredTracker",
     "StoredTracksError",
     "Tracker",
+    "build_ready_tracker",
     "build_tracker",
     "compensate_camera_motion",
     "estimate_camera_motion",

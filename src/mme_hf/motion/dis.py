@@ -105,7 +105,8 @@ class DISFlow:
         import cv2
 
         # A fresh object per call: it holds buffers, is neither picklable nor safe to share between threads.
-        engine = self._build_engine(cv2)
+        shorter_side = min(frames.shape[-2:])
+        engine = self._build_engine(cv2, shorter_side)
 
         if not self.refinement_levels:
 
@@ -114,7 +115,7 @@ class DISFlow:
 
             return flow_of_grey_pairs(self.name, frames, pairs, write_flow)
         # DIS halves the frames itself, level by level; started from half size, its finest level is one less.
-        start_level = 1 if engine.getFinestScale() and min(frames.shape[-2:]) >= 2 * MIN_FRAME_SIZE_PX else 0
+        start_level = 1 if engine.getFinestScale() and shorter_side >= 2 * MIN_FRAME_SIZE_PX else 0
         engine.setFinestScale(engine.getFinestScale() - start_level)
         if self.variational_refinement_iterations is None:
             iterations = min(engine.getVariationalRefinementIterations(), MAX_VARIATIONAL_ITERATIONS)
@@ -127,7 +128,7 @@ class DISFlow:
 
         return flow_of_grey_pairs(self.name, frames, pairs, write_refined, _images_of)
 
-    def _build_engine(self, cv2: Any) -> Any:
+    def _build_engine(self, cv2: Any, shorter_side: int) -> Any:
         engine = cv2.DISOpticalFlow_create(getattr(cv2, f"DISOPTICAL_FLOW_PRESET_{self.preset.upper()}"))
         settings = {
             "setFinestScale": self.finest_scale,
@@ -138,6 +139,11 @@ class DISFlow:
         for setter, value in settings.items():
             if value is not None:
                 getattr(engine, setter)(value)
+        # Where no level so coarse holds a patch, OpenCV picks levels by the width alone: low and wide frames shrink to
+        # nothing, which gives nan or a crash. Picked by the shorter side this is what it picks for square frames.
+        coarsest = (shorter_side // PATCH_SIZE_PX).bit_length() - 1
+        if engine.getFinestScale() > coarsest:
+            engine.setFinestScale(max(coarsest - 2, 0))
         return engine
 
 

@@ -3,14 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from inspect import Parameter, Signature
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_origin
 
 import torch
 import torch.nn.functional as F
 
 from ..point_tracking_mme import check_tracked_frames, track_points
-from ..trajectories_mme import Trajectories
-from .protocols import OpticalFlow
+from ..trajectories_mme import Trajectories, build_tracker
+from .protocols import OpticalFlow, Tracker
 from .visibility import hide_lost_points
 
 
@@ -54,6 +55,10 @@ class FlowTracker:
         """Name of the flow, which is the tracker's key in `TRACKERS`."""
         return self.flow.name
 
+    def prepare(self) -> None:
+        """Have the flow load what it needs, if it needs anything. Raises what a call would raise without it."""
+        getattr(self.flow, "prepare", lambda: None)()
+
     def __call__(
         self, frames: torch.Tensor, points_xy: torch.Tensor, *, start_frames: Sequence[int] = (0,), num_steps: int
     ) -> Trajectories:
@@ -92,6 +97,23 @@ def check_frames(frames: torch.Tensor) -> None:
         )
 
 
+def build_ready_tracker(name: str, **options: Any) -> Tracker:
+    """Return the tracker of `build_tracker`, having found that it has all it needs.
+
+    Processors can be loaded where their tracker cannot work; a run that is to track asks first, and does not leave it
+    to a data worker to find out.
+
+    Raises:
+        ValueError: If it cannot be built, or its weights or libraries are missing.
+    """
+    tracker = build_tracker(name, **options)
+    try:
+        getattr(tracker, "prepare", lambda: None)()
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(str(error)) from error
+    return tracker
+
+
 def tracker_builder(flow_class: type[OpticalFlow]) -> Callable[..., FlowTracker]:
     """Return what `TRACKERS` holds for a flow: a function of the flow's options and `FlowTracker`'s own."""
     own = [field for field in fields(FlowTracker) if field.name not in ("flow", "options")]
@@ -99,6 +121,7 @@ def tracker_builder(flow_class: type[OpticalFlow]) -> Callable[..., FlowTracker]
     def build(**options: Any) -> FlowTracker:
         tracker_options = {item.name: options[item.name] for item in own if item.name in options}
         flow_options = {name: value for name, value in options.items() if name not in tracker_options}
+        _check_types(flow_class, flow_options)
         return FlowTracker(flow_class(**flow_options), **tracker_options, options=options)
 
     # `check_options` reads the names off the signature, `MotionParameters` the defaults.
@@ -108,6 +131,15 @@ def tracker_builder(flow_class: type[OpticalFlow]) -> Callable[..., FlowTracker]
     build.__signature__ = Signature(parameters)
     build.__doc__ = f"Return a tracker on {flow_class.__name__}; its options and those of FlowTracker."
     return build
+
+
+def _check_types(flow_class: type[OpticalFlow], options: Mapping[str, Any]) -> None:
+    """Raise ValueError for a value of another type than its field's, as JSON may hold; choices the flow checks."""
+    for item in fields(flow_class):
+        allowed = item.type if isinstance(item.type, UnionType) else get_origin(item.type) or item.type
+        if item.name in options and allowed is not Literal and not isinstance(options[item.name], allowed):
+            name = allowed if isinstance(allowed, UnionType) else allowed.__name__
+            raise ValueError(f"tracker {flow_class.name!r}: {item.name} ({options[item.name]!r}) must be {name}.")
 
 
 def median_filter_3x3(flow: torch.Tensor) -> torch.Tensor:

@@ -43,6 +43,10 @@ class RAFTFlow:
         if self.weights is not None and not Path(self.weights).is_file():
             raise ValueError(f"tracker 'raft': weights ({self.weights!r}) is no file.")
 
+    def prepare(self) -> None:
+        """Load the weights, onto the CPU. Raises what a call would raise without them."""
+        _model(self.size, self.weights, "cpu")
+
     @torch.no_grad()
     def __call__(self, frames: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
         """Return flow in pixels for every pair of frames, see `OpticalFlow`.

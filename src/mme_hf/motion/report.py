@@ -102,8 +102,9 @@ class ClipObserver:
         if isinstance(tracker, str):
             tracker = build_tracker(tracker, **(self.processor.tracker_options or {}))
         observed = _ObservedTracker(tracker)
-        options = {name: value for name, value in options.items() if name not in ("return_targets", "return_tensors")}
-        clips = [own.to(self.device) for own in self.processor.cut_raw_clips(raw_frames, tracker=observed, **options)]
+        # What says which clip this is; what comes back is always targets, as tensors.
+        cut = {name: value for name, value in options.items() if name not in ("return_targets", "return_tensors")}
+        clips = [own.to(self.device) for own in self.processor.cut_raw_clips(raw_frames, tracker=observed, **cut)]
         sample = self._sample(clips, observed)
         labels = _by_target(self.processor, sample)
         repeats = {}

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 
-from ..point_tracking_mme import check_tracked_frames, track_points
+from ..point_tracking_mme import check_points, check_tracked_frames, track_points
 from ..trajectories_mme import ClipGeometry, Trajectories, grid_points, is_inside
 from .flow_tracker import check_frames
 from .grid_codec import MAX_DISPLACEMENT_PX, STEPS_PER_PX, decode_chunk, encode_chunk
@@ -164,6 +164,7 @@ class StoredTracker:
             ValueError: If frames are not uint8 (T, 3, H, W), too few for the tracks, or not the frames described.
         """
         check_frames(frames)
+        check_points(points_xy)
         check_tracked_frames(frames.shape[-4], start_frames, num_steps)
         height, width = frames.shape[-2:]
         lead, num_given = frames.shape[:-4], frames.shape[-4]

@@ -38,6 +38,14 @@ class TVL1Flow:
 
         return hasattr(getattr(cv2, "optflow", None), "DualTVL1OpticalFlow_create")
 
+    def prepare(self) -> None:
+        """Raise ImportError if OpenCV was installed without its contrib modules."""
+        if not self.is_available():
+            raise ImportError(
+                "tracker 'tvl1' needs OpenCV's contrib modules: pip uninstall opencv-python-headless, then "
+                "pip install opencv-contrib-python-headless. Trackers 'dis' and 'torch' need nothing more."
+            )
+
     def __call__(self, frames: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
         """Return flow in pixels for every pair of frames, see `OpticalFlow`.
 
@@ -46,11 +54,7 @@ class TVL1Flow:
         """
         import cv2
 
-        if not self.is_available():
-            raise ImportError(
-                "tracker 'tvl1' needs OpenCV's contrib modules: pip uninstall opencv-python-headless, then "
-                "pip install opencv-contrib-python-headless. Trackers 'dis' and 'torch' need nothing more."
-            )
+        self.prepare()
         engine = cv2.optflow.DualTVL1OpticalFlow_create(
             nscales=self.num_scales, warps=self.num_warps, innnerIterations=self.num_iterations
         )

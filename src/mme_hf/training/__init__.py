@@ -6,7 +6,7 @@ from .checkpointing import latest_checkpoint
 from .evaluation import MeanPredictor, NothingToExplainError, explained_share
 from .held_out import report_explained_share
 from .optimization import build_optimizer, build_scheduler, parameter_groups, scaled_learning_rate
-from .progress import ProgressReporter, announce_result, announce_run, set_up_logging
+from .progress import ProgressReporter, announce_result, announce_run, put_earlier_run_aside, set_up_logging
 from .run_state import RunState
 from .updates import NonFiniteLossError, UpdateReport, run_update
 
@@ -28,6 +28,7 @@ __all__ = [
     "latest_checkpoint",
     "parameter_groups",
     "parse_arguments",
+    "put_earlier_run_aside",
     "report_explained_share",
     "run_update",
     "scaled_learning_rate",

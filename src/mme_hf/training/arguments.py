@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
@@ -123,7 +124,7 @@ class TrainingArguments:
     logging_steps: int = _flag(1, "Updates between two logged values.")
     num_eval_clips: int = _flag(4, "Held-out clips of each video.")
     max_eval_videos: int = _flag(256, "Videos that held-out clips are taken from, at most.")
-    num_baseline_clips: int = _flag(128, "Training clips that the mean predictor is the mean of.")
+    num_baseline_clips: int = _flag(128, "Training clips that the mean predictor is of, at most: one pass.")
     with_tracking: bool = _flag(True, "Log to report_to; --no_with_tracking turns it off.")
     report_to: str = _flag("tensorboard", "Tracker of accelerate: tensorboard, wandb, ...")
     push_to_hub: bool = _flag(False, "Push the result to the Hub.")
@@ -295,8 +296,9 @@ def parse_arguments(
     from transformers import HfArgumentParser
 
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(arguments_class, allow_abbrev=False)
-    parser.error = _refuse  # argparse's own prints the usage first: 60 lines
+    usage = "%(prog)s [--config FILE.yaml] [--flag value ...]"  # argparse's own names every flag: 60 lines
+    parser = HfArgumentParser(arguments_class, allow_abbrev=False, formatter_class=_HelpFormatter, usage=usage)
+    parser.error = _refuse  # argparse's own prints the usage first
     given, unknown = parser.parse_known_args(argv)
     if unknown:
         flag = unknown[0].split("=")[0]
@@ -316,6 +318,14 @@ def parse_arguments(
             raise
         why = "" if given.config else ", which is used where no data is named; flags win over it"
         raise ValueError(f"{error} ({', '.join(at_fault)} is set by the recipe {recipe}{why}.)") from error
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the defaults, but for those that say nothing or are told in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_told = action.default is None or "Default:" in (action.help or "")
+        return action.help if is_told else super()._get_help_string(action)
 
 
 def _refuse(message: str) -> None:
@@ -370,5 +380,5 @@ def _mapping(name: str, value: str | dict | None) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{name} ({value!r}) is not JSON: {error}.") from error
     if not isinstance(parsed, dict):
-        raise ValueError(f"{name} ({value!r}) must be a JSON object, such as '{{\"drop_path_rate\": 0.1}}'.")
+        raise ValueError(f"{name} ({value!r}) must be a JSON object: '{{\"name\": value}}'.")
     return parsed

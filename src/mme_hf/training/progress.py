@@ -6,6 +6,7 @@ import logging
 import shlex
 import time
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
+from ..wording import counted
 from .updates import UpdateReport
 
 if TYPE_CHECKING:
@@ -22,6 +24,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_OF_ONE_RUN = (
+    "bad_videos.jsonl",
+    "bad_held_out_videos.jsonl",
+    "ignored_files.txt",
+    "motion_health.json",
+    "motion_tracks.png",
+)
+
 
 def set_up_logging(*, is_main_process: bool) -> None:
     """Show what the run says, from the main process, and of the libraries only what a user needs."""
@@ -30,6 +40,24 @@ def set_up_logging(*, is_main_process: bool) -> None:
     for library in ("datasets", "huggingface_hub"):  # with handlers of their own, or everything would be said twice
         logging.getLogger(library).propagate = False
     transformers_logging.disable_progress_bar()  # of writing one small file, in the middle of the last words
+
+
+def put_earlier_run_aside(output_dir: Path, name: str) -> None:
+    """Make room for a new run where there was one: lists would be stale, and curves would lie over each other.
+
+    What a run lists and draws of its videos is removed; each run says it anew. Its curves, which nothing brings back,
+    are kept beside the new ones, as a run of their own in TensorBoard: `logs/<name>` becomes `logs/<name>_earlier_1`.
+
+    Args:
+        output_dir: Folder of both runs.
+        name: What the trackers call the run.
+    """
+    for stale in _OF_ONE_RUN:
+        (output_dir / stale).unlink(missing_ok=True)
+    curves = output_dir / "logs" / name
+    if curves.is_dir():
+        numbers = (number for number in count(1) if not curves.with_name(f"{name}_earlier_{number}").exists())
+        curves.rename(curves.with_name(f"{name}_earlier_{next(numbers)}"))
 
 
 def announce_run(
@@ -57,8 +85,8 @@ def announce_run(
         listing = output_dir / "ignored_files.txt"
         listing.parent.mkdir(parents=True, exist_ok=True)
         listing.write_text("".join(f"{path}\n" for path in records.ignored_files), encoding="utf-8")
-        logger.warning("%d files are no videos and were ignored: %s", len(records.ignored_files), listing)
-    videos = "a stream" if records.num_records is None else f"{records.num_records} videos"
+        logger.warning("ignored %s without a video's ending: %s", counted(len(records.ignored_files), "file"), listing)
+    videos = "a stream" if records.num_records is None else counted(records.num_records, "video")
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.info("data: %s (%s)", records.name, videos)
     logger.info("model: %s, %.1f M parameters, on %s", model_name, num_parameters / 1e6, where)

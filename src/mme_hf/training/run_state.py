@@ -85,6 +85,7 @@ class RunState:
         *,
         scheduler: LambdaLR,
         settings: Mapping[str, Any],
+        num_steps: int | None = None,
     ) -> RunState:
         """Return the state to start from: a checkpoint's, with everything else restored too, or a new one.
 
@@ -94,10 +95,12 @@ class RunState:
             wanted: A checkpoint folder, "latest" (a new run where there is none yet), or None for a new run.
             scheduler: Of the learning rate.
             settings: As given to `save`.
+            num_steps: Updates that the run is to have in the end; None for any number.
 
         Raises:
-            ValueError: If the checkpoint is not complete, does not fit, or was made with other settings; if processes
-                find different ones; and if a new run would mix its checkpoints with those of an earlier run.
+            ValueError: If the checkpoint is not complete, does not fit, was made with other settings or is beyond the
+                run's end; if processes find different ones; and if a new run would mix its checkpoints with those of
+                an earlier run.
         """
         _insist_on_agreement("the data", settings.get("data"), "Every machine must list the same videos.")
         newest = latest_checkpoint(output_dir)
@@ -119,6 +122,11 @@ class RunState:
             logger.info("no checkpoint in %s yet: starting from the beginning", output_dir)
             return cls()
         contents = read_checkpoint_state(checkpoint)
+        if num_steps is not None and contents["step"] > num_steps:
+            raise ValueError(
+                f"resume_from_checkpoint ({str(checkpoint)!r}) is at step {contents['step']}, beyond the {num_steps} "
+                "updates of this run. Raise --max_train_steps (or --num_train_epochs), or name an earlier checkpoint."
+            )
         # As JSON keeps them: a tuple comes back as a list.
         present = json.loads(json.dumps(settings))
         _insist_on_same_settings(checkpoint, contents["state"]["settings"], present)

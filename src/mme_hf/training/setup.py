@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from ..data import (
     load_sample_records,
 )
 from ..modeling_mme import MMEForPreTraining
-from ..motion import MotionParameters, Tracker, build_tracker
+from ..motion import MotionParameters, build_ready_tracker, build_tracker
 from ..names_mme import check_names
 from ..presets import preset_config
 from ..video import VideoReadError
@@ -69,8 +69,8 @@ def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
     defaults.
 
     Raises:
-        ValueError: If an option is unknown or out of range, if there is no such checkpoint, or if its weights predict
-            other targets than the processor makes.
+        ValueError: If an option is unknown or out of range, if no target has a weight in the loss, if there is no such
+            checkpoint, or if its weights predict other targets than the processor makes.
     """
     check_names("processor_options", args.processor_options, MMEVideoProcessor.valid_kwargs.__annotations__)
     check_names("model_options", args.model_options, {field.name for field in fields(MMEConfig)})
@@ -93,19 +93,19 @@ def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
             "motion_targets": processor.motion_target_config(),
         }
         model = MMEForPreTraining(preset_config(args.preset, **options, **args.model_options))
-    check_tracker_runs(build_tracker(processor.tracker, **processor.tracker_options))
+    weights = {target: values["weight"] for target, values in model.config.motion_targets.items()}
+    if not any(weights.values()):
+        raise ValueError(
+            f"motion_targets have the weights {weights}: nothing would be trained. Give one of them a weight above 0, "
+            f"such as '{next(iter(weights))}:1', or leave the weight out."
+        )
+    is_tracked = not args.stored_tracks or args.has_validation_data
+    # Now, or a worker would be the first to miss it.
+    (build_ready_tracker if is_tracked else build_tracker)(processor.tracker, **processor.tracker_options)
     if args.gradient_checkpointing:
         # The name in newer versions of transformers; the older one warns there.
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     return model, processor
-
-
-def check_tracker_runs(tracker: Tracker) -> None:
-    """Raise ValueError if a library or weights that the tracker needs are missing: it finds out when it runs."""
-    try:
-        tracker(torch.zeros(2, 3, 128, 128, dtype=torch.uint8), torch.zeros(1, 2), num_steps=1)
-    except (ImportError, RuntimeError) as error:
-        raise ValueError(str(error)) from error
 
 
 def _new_processor(args: PretrainingArguments, preset: MMEConfig) -> MMEVideoProcessor:
@@ -217,7 +217,8 @@ def load_records(args: PretrainingArguments) -> tuple[VideoRecords, VideoRecords
     fraction = args.held_out_fraction
     if fraction is None:
         fraction = 0.0 if has_own_data else SAMPLE_HELD_OUT_FRACTION
-    return train, (train if fraction else None), fraction
+    # Missing files are the training videos' to report: once.
+    return train, (replace(train, missing_files=()) if fraction else None), fraction
 
 
 def load_training_records(args: Any) -> VideoRecords:
