@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import moving_texture
 from teachers import save_teacher
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mme_hf import MMEVideoProcessor, build_tracker, point_tracking_mme, raw_clips_mme
@@ -190,6 +191,18 @@ def test_nothing_is_asked_of_the_device(targets, monkeypatch):
     clips = cut_all(processor)
     with NothingIsAsked():
         processor.inputs_from_raw_clips(clips)
+
+
+def test_all_is_made_on_the_device_of_the_frames(targets):
+    # Pretended tensors of a GPU: torch refuses what would mix them with others of the CPU. The teacher is a real model.
+    targets = {name: own for name, own in targets.items() if name != "features"}
+    options = {"mask_type": "motion", "camera_motion": "remove", "tracker": "torch"}
+    processor = MMEVideoProcessor(**SMALL, **options, motion_targets=targets)
+    clips = cut_all(processor)[1:]  # two plans, so that their parts are put in order too
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        on_gpu = [own._each(lambda tensor: torch.empty_like(tensor, device="cuda")) for own in clips]
+        inputs = processor.inputs_from_raw_clips(on_gpu)
+        assert {tensor.device.type for tensor in inputs.values()} == {"cuda"}
 
 
 @NEEDS_CUDA

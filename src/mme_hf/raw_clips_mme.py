@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from .clip_tracks_mme import (
@@ -242,7 +243,8 @@ def _token_grid(frames: torch.Tensor, options: Any) -> Grid:
 
 
 def _motion_clip(pixels: torch.Tensor, frames: torch.Tensor, plan: RawFramePlan, options: Any) -> MotionClip:
-    std = torch.as_tensor(options.image_std if options.do_normalize else 1.0).expand(frames.shape[-3])
+    scale = options.rescale_factor if options.do_rescale else 1.0
+    std = options.image_std if options.do_normalize else 1.0
     return MotionClip(
         pixels,
         options.patch_size,
@@ -250,5 +252,5 @@ def _motion_clip(pixels: torch.Tensor, frames: torch.Tensor, plan: RawFramePlan,
         raw_frames=frames,
         input_frames=plan.inputs,
         start_frames=plan.starts,
-        channel_scales=((options.rescale_factor if options.do_rescale else 1.0) / std).tolist(),
+        channel_scales=(scale / np.broadcast_to(std, frames.shape[-3])).tolist(),
     )

@@ -21,6 +21,7 @@ from mme_hf.data import (
     build_clip_loader,
     load_folder_records,
 )
+from mme_hf.video import open_video
 from mme_hf.video.pyav_reader import PyAVReader
 
 
@@ -70,6 +71,22 @@ def test_only_frames_that_inputs_and_tracks_need_are_read(video_folder, monkeypa
     (indices,) = asked
     assert [index - indices[0] for index in indices] == [0, 1, 2, 3, 4, 6, 12, 13, 14, 15, 16, 18]
     assert sample["pixel_values"].shape[1] == 4
+
+
+@pytest.mark.parametrize("targets_on", ["workers", "device"])
+def test_labels_are_those_of_the_whole_window_though_parts_of_it_are_not_read(tmp_path, targets_on):
+    write_video(tmp_path / "clip.mp4", moving_texture(23, 48, 48, velocity=(1.5, -0.5)))
+    options = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, "num_frames": 4}
+    processor = MMEVideoProcessor(frame_stride=6, **options)  # 12 of 19 raw frames
+    records = load_folder_records(tmp_path)
+    dataset = ClipDataset(records, processor, ClipSampling(is_random=False), targets_on=targets_on)
+    (sample,) = dataset[request(0)].samples
+    inputs = sample if targets_on == "workers" else processor.inputs_from_raw_clips(sample)
+    with open_video(str(tmp_path / "clip.mp4")) as reader:
+        window = reader.frames_at(range(2, 21))  # in the middle
+    expected = processor(window, return_targets=True, crop_box=(0, 0, 48, 48), return_tensors="pt")
+    for name in ("pixel_values", "labels", "target_mask"):
+        assert torch.equal(inputs[name], expected[name]), name
 
 
 def test_a_moving_crop_makes_the_same_motion_at_all_points_of_a_still_video(tmp_path, processor):
