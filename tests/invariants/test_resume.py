@@ -13,11 +13,15 @@ STEPS = 9
 
 @pytest.fixture(scope="module")
 def sources(video_folder, tmp_path_factory):
-    """The same six videos as a folder, and as a Parquet data set of three shards to stream."""
+    """The same six videos as a folder, and, each of them thrice, as a Parquet data set of three shards to stream.
+
+    `datasets` sleeps for 5 s after each pass over Parquet; a run is two passes long.
+    """
     shards = tmp_path_factory.mktemp("shards")
     files = sorted(video_folder.rglob("*.mp4"))
     for index in range(3):
-        rows = {"video": [{"bytes": path.read_bytes(), "path": path.name} for path in files[2 * index : 2 * index + 2]]}
+        own = 3 * files[2 * index : 2 * index + 2]
+        rows = {"video": [{"bytes": path.read_bytes(), "path": path.name} for path in own]}
         Dataset.from_dict(rows, features=Features({"video": Video(decode=False)})).to_parquet(
             shards / f"train-{index}.parquet"
         )
@@ -38,7 +42,8 @@ def wait_for(condition, process, what, seconds=120):
 
 @pytest.mark.parametrize("kind", ["rows", "stream", "device"])
 def test_killed_while_it_writes_a_checkpoint_and_resumed(sources, kind, tmp_path):
-    # Batches of 2 x 2 from 6 videos, so that step 4 ends inside the third epoch; workers, and two clips a video.
+    # Batches of 2 x 2 from 6 videos, so that step 4 ends inside the third epoch (the first one of the stream of 18, the
+    # second of which is cut short by the end); workers, and two clips a video.
     flags = {
         **sources[kind],
         "max_train_steps": STEPS,
