@@ -185,12 +185,13 @@ class Pretraining:
         shares = self._explained_shares() if self.held_out_records else None
         if self.accelerator.is_main_process:
             (self.output_dir / "README.md").write_text(self._card(shares), encoding="utf-8")
+            made = "config.json, model.safetensors, video_preprocessor_config.json, README.md (model card)"
             try:
                 self._draw()
+                made += ", motion.png (target beside prediction)"
             except ValueError as error:  # targets that keep no pixels of motion, or no clip that could be read
                 logger.warning("no motion.png: %s", error)
-            logger.info("saved in %s: config.json, model.safetensors, video_preprocessor_config.json,", self.output_dir)
-            logger.info("  README.md (model card), motion.png (target beside prediction)")
+            logger.info("saved in %s:\n  %s", self.output_dir, made)
             if self.args.with_tracking:
                 logger.info("  logs (tensorboard --logdir %s)", self.output_dir / "logs")
             for log in filter(None, (self.bad_videos, self.bad_held_out_videos)):
@@ -259,11 +260,10 @@ class Pretraining:
         return self._loader(records, sampling, batch_size=self.args.num_eval_clips, shuffle=False, **options)
 
     def _draw(self) -> None:
-        videos = self.held_out_records or self.records
+        videos, kind = (self.held_out_records, "held-out") if self.held_out_records else (self.records, "training")
         loader = self._held_out_loader(videos, process_index=0, num_processes=1, num_workers=0)
         clips = self.inputs_of.each(batch for batch in islice(loader, MAX_VIDEOS_TO_DRAW_FROM) if batch["sources"])
         inputs, source = liveliest_clip(clips, self.model.config.motion_targets)
-        kind = "held-out" if self.held_out_records else "training"
         title = f"a {kind} clip of {Path(source).name} after {self.state.step} updates"
         draw_motion_prediction(self.model, self.processor, inputs, self.output_dir / "motion.png", title=title)
 
