@@ -2,8 +2,8 @@ import pickle
 
 import pytest
 import torch
-from teachers import KINDS, save_teacher
-from transformers import AutoModel, VideoMAEConfig, VideoMAEForPreTraining, ViTImageProcessor
+from teachers import KINDS, TINY, save_teacher
+from transformers import AutoModel, BertConfig, BertModel, VideoMAEConfig, VideoMAEForPreTraining, ViTImageProcessor
 
 from mme_hf.appearance_targets_mme import FeaturesTarget, PixelsTarget
 from mme_hf.motion_clip_mme import MotionClip
@@ -144,5 +144,18 @@ def test_wrong_options_are_named(options, message):
 
 
 def test_a_teacher_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"features: teacher .*nobody.* cannot be opened"):
+    with pytest.raises(ValueError, match=r"teacher .*nobody'\) is no folder, and cannot be opened from the Hub"):
         FeaturesTarget(teacher=str(tmp_path / "nobody")).size(None)
+
+
+def test_teachers_that_cannot_teach_are_named(tmp_path):
+    folder = save_teacher(tmp_path / "vit")
+    with pytest.raises(ValueError, match=r"image_size_px \(7\) must be at least 8, a patch of the teacher"):
+        FeaturesTarget(teacher=folder, image_size_px=7)(clip_of(), None)
+    damaged = save_teacher(tmp_path / "damaged")
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="features: teacher .*damaged.* cannot be loaded"):
+        FeaturesTarget(teacher=damaged)(clip_of(), None)
+    BertModel(BertConfig(**TINY, vocab_size=8)).save_pretrained(tmp_path / "text")
+    with pytest.raises(ValueError, match="features: teacher .*text.* is a BertModel, which takes no images"):
+        FeaturesTarget(teacher=str(tmp_path / "text"), image_size_px=32)(clip_of(), None)

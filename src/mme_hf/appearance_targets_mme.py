@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
 from math import isqrt
+from os.path import isdir
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
@@ -129,6 +130,11 @@ class FeaturesTarget:
         lead = frames.shape[:-4]
         teacher = _load_teacher(self.teacher, frames.device)
         size = [self.image_size_px] * 2 if self.image_size_px else teacher.image_size
+        if isinstance(teacher.patch_size, int) and min(size) < teacher.patch_size:
+            raise ValueError(
+                f"features: image_size_px ({self.image_size_px}) must be at least {teacher.patch_size}, a patch of the "
+                f"teacher ({self.teacher!r})."
+            )
         images = tvF.resize(frames.flatten(0, -4).float() / 255, size, antialias=True)
         mean, std = (constant_on(images.device, values)[:, None, None] for values in (teacher.mean, teacher.std))
         images = (images - mean) / std
@@ -147,7 +153,8 @@ def _teacher_config(teacher: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(teacher)
     except (OSError, ValueError) as error:
-        raise ValueError(f"features: teacher ({teacher!r}) cannot be opened: {error}") from error
+        what = "cannot be opened" if isdir(teacher) else "is no folder, and cannot be opened from the Hub"
+        raise ValueError(f"features: teacher ({teacher!r}) {what}: {error}") from error
     return getattr(config, "vision_config", config)
 
 
@@ -168,9 +175,14 @@ def _load_teacher(teacher: str, device: torch.device) -> SimpleNamespace:
     config = _teacher_config(teacher)
     try:
         model = AutoModel.from_pretrained(teacher, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged weights fail in the way of their format
         raise ValueError(f"features: teacher ({teacher!r}) cannot be loaded: {error}") from error
     model = getattr(model, "vision_model", model).eval().requires_grad_(False).to(device)
+    if "pixel_values" not in signature(model.forward).parameters:
+        raise ValueError(
+            f"features: teacher ({teacher!r}) is a {type(model).__name__}, which takes no images. Choose a vision "
+            "model such as ViT, DINOv2 or CLIP."
+        )
     try:
         processor = AutoImageProcessor.from_pretrained(teacher)
     except (OSError, ValueError):  # weights saved alone

@@ -215,8 +215,8 @@ def _scale_px(scale_px: float | None, frame_size: tuple[int, int]) -> float:
 def _check_pixels(name: str, target: PositionTarget | FlowTarget, options: tuple[str, ...]) -> None:
     for option in options:
         value = getattr(target, option)
-        if value is not None and not value > 0:
-            raise ValueError(f"{name}: {option} ({value}) must be above 0.")
+        if value is not None and (not isinstance(value, int | float) or not value > 0):
+            raise ValueError(f"{name}: {option} ({value!r}) must be a number above 0.")
 
 
 def _quantile(values: torch.Tensor, counts: torch.Tensor, share: float) -> torch.Tensor:
