@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import moving_texture, write_video
 
-from mme_hf import MMEVideoProcessor
+from mme_hf import MMEVideoProcessor, open_video
 from mme_hf.data import (
     ClipCollator,
     ClipDataset,
@@ -21,7 +21,6 @@ from mme_hf.data import (
     build_clip_loader,
     load_folder_records,
 )
-from mme_hf.video import open_video
 from mme_hf.video.pyav_reader import PyAVReader
 
 
@@ -71,6 +70,21 @@ def test_only_frames_that_inputs_and_tracks_need_are_read(video_folder, monkeypa
     (indices,) = asked
     assert [index - indices[0] for index in indices] == [0, 1, 2, 3, 4, 6, 12, 13, 14, 15, 16, 18]
     assert sample["pixel_values"].shape[1] == 4
+
+
+def test_without_targets_only_input_frames_are_read(video_folder, processor, monkeypatch):
+    records, sampling = load_folder_records(video_folder), ClipSampling(samples_per_video=2, is_random=False)
+    dataset = ClipDataset(records, processor, sampling, return_targets=False)
+    asked, read = [], PyAVReader.frames_at
+    monkeypatch.setattr(PyAVReader, "frames_at", lambda self, indices: asked.append(indices) or read(self, indices))
+    samples = dataset[request(0)].samples
+    # Two windows of 9 of the 40 frames, from 0 and from 31; the 7 frames from input to input are in their middle.
+    assert asked == [[1 + start + frame for start in (0, 31) for frame in (0, 2, 4, 6)]]
+    with open_video(records.dataset[0]["video"]["path"]) as reader:
+        frames = reader.frames_at(asked[0]).split(4)
+    for sample, clip in zip(samples, frames, strict=True):
+        expected = processor(clip, do_sample_frames=False, crop_box=(8, 0, 48, 48), return_tensors="pt")
+        assert torch.equal(sample["pixel_values"], expected["pixel_values"])
 
 
 @pytest.mark.parametrize("targets_on", ["workers", "device"])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.utils.data import Dataset
+from transformers.video_utils import VideoMetadata
 
 from ..motion import StoredMotion, StoredTracker, StoredTracksError
 from ..raw_clips_mme import RawClips, join_raw_clips
@@ -162,7 +163,7 @@ class ClipDataset(Dataset):
         if not frame_range:
             raise VideoReadError("", f"its {self.sampling.part} part is empty: it has {reader.num_frames} frame(s)")
         window = min(len(frame_range), self.processor.raw_window_for(len(frame_range)))
-        needed = self.processor.raw_frames_for(len(frame_range)) if self.return_targets else range(window)
+        needed = self.processor.raw_frames_for(len(frame_range)) if self.return_targets else self._inputs_of(window)
         num_clips = self.sampling.samples_per_video
         if self.sampling.is_random:
             starts = [random_start(len(frame_range), window, generator) for _ in range(num_clips)]
@@ -177,9 +178,14 @@ class ClipDataset(Dataset):
             # A view: what other clips need of this one's window is passed on with it.
             own = slice(bisect_left(indices, start), bisect_left(indices, start + window))
             numbers = [index - start for index in indices[own]]
+            if not self.return_targets:
+                own, numbers = [indices.index(start + frame) for frame in needed], needed
             tracker = None if motion is None else StoredTracker(motion, first_frame=start)
             samples.append(self._sample(frames[own], numbers, generator, tracker))
         return samples
+
+    def _inputs_of(self, window: int) -> list[int]:
+        return self.processor.sample_frames(VideoMetadata(total_num_frames=window)).tolist()
 
     def _sample(
         self,
@@ -200,7 +206,7 @@ class ClipDataset(Dataset):
             crop_box = (0, 0, raw_frames.shape[-1], raw_frames.shape[-2])
         options = {"crop_box": crop_box, "flip": flip, "generator": generator}
         if not self.return_targets:
-            return self.processor(raw_frames, return_tensors="pt", **options)
+            return self.processor(raw_frames, do_sample_frames=False, return_tensors="pt", **options)
         options["video_metadata"] = {"frames_indices": frame_numbers}
         if tracker is not None:
             options["tracker"] = tracker
