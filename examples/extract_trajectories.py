@@ -5,7 +5,8 @@
 
 The result is an HF data set of Parquet shards that serves every crop, flip, frame stride and track length. A run that
 was killed goes on where it was: finished shards are kept, whatever the number of processes. On a CPU start as many
-processes as there are cores (`accelerate launch --cpu --num_processes 16 ...`). Without data: the sample clips.
+processes as there are cores: `ACCELERATE_USE_CPU=true torchrun --nproc_per_node 16 ...`, as `accelerate launch --cpu`
+starts only one. Without data: the sample clips.
 """
 
 from __future__ import annotations

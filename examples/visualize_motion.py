@@ -11,6 +11,7 @@ the tracks it is to predict, and those it predicts.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -45,6 +46,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.width < MIN_WIDTH:
         raise ValueError(f"width ({args.width}) must be at least {MIN_WIDTH} pixels.")
+    if args.start is not None and not math.isfinite(args.start):
+        raise ValueError(f"start ({args.start}) must be a number of seconds.")
     return args
 
 

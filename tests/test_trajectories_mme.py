@@ -168,6 +168,10 @@ def test_hidden_positions_never_come_back():
             lambda: track_points(constant_flow(0.0, 0.0), torch.tensor([[0.0, float("inf")]]), num_steps=1),
             "points_xy holds values that are not finite",
         ),
+        (
+            lambda: track_points(constant_flow(0.0, 0.0).numpy(), torch.zeros(1, 2), num_steps=1),
+            "flow is a ndarray; it must be a tensor",
+        ),
         (lambda: track_points(constant_flow(0.0, 0.0), torch.zeros(1, 2), num_steps=0), r"num_steps \(0\)"),
         (
             lambda: track_points(constant_flow(0.0, 0.0), torch.zeros(1, 2), num_steps=2, start_frames=(2,)),

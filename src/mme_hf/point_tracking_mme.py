@@ -40,8 +40,7 @@ def track_points(
     Source: Masked Motion Encoding, equation 2: p_{t+1} = p_t + w_t(p_t). Differs from the published code in reading
         sub-pixel flow; see `border`, `interpolation` and the tracker's `flow_precision` for its numerics.
     """
-    if flow.ndim < 4 or flow.shape[-3] != 2:
-        raise ValueError(f"flow has shape {tuple(flow.shape)}; it must be (..., frames, 2, height, width).")
+    check_flow(flow)
     check_points(points_xy)
     if interpolation not in ("bilinear", "nearest"):
         raise ValueError(f"interpolation ({interpolation!r}) is unknown. Choose 'bilinear' or 'nearest'.")
@@ -68,6 +67,16 @@ def track_points(
         positions.append(position)
         visibles.append(visible)
     return Trajectories(torch.stack(positions, dim=-3), torch.stack(visibles, dim=-2), frame_size)
+
+
+def check_flow(flow: torch.Tensor) -> None:
+    """Raise ValueError unless flow is a tensor of shape (..., T, 2, H, W); what OpenCV returns is none."""
+    if not isinstance(flow, torch.Tensor):
+        raise ValueError(
+            f"flow is a {type(flow).__name__}; it must be a tensor of shape (..., frames, 2, height, width)."
+        )
+    if flow.ndim < 4 or flow.shape[-3] != 2:
+        raise ValueError(f"flow has shape {tuple(flow.shape)}; it must be (..., frames, 2, height, width).")
 
 
 def check_points(points_xy: torch.Tensor) -> None:

@@ -56,6 +56,12 @@ def test_a_start_that_is_too_late_is_refused_in_one_line(video_folder, tmp_path)
     assert "Start between 0 and" in result.stderr
 
 
+def test_a_start_that_is_no_number_is_refused_in_one_line(tmp_path):
+    result = run(tmp_path / "any.mp4", "--start", "inf", "--output_dir", tmp_path / "out")
+    assert result.returncode == 1 and "start (inf) must be a number of seconds" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize(
     "flag, name, words",
     [

@@ -334,14 +334,28 @@ def test_every_method_of_tracks_keeps_whether_a_camera_was_found():
         Trajectories(own.points_xy, own.is_visible, own.frame_size, torch.ones(2, dtype=torch.bool))
 
 
+@pytest.mark.parametrize("shape", [(2, 2, 400, 8), (0, 2, 64, 64), (3, 0, 2, 64, 64)])
+def test_flow_without_a_point_to_match_comes_back_unchanged(shape):
+    flow = torch.ones(shape)
+    frames = torch.zeros(*shape[:-4], shape[-4] + 1, 3, *shape[-2:], dtype=torch.uint8)
+    assert torch.equal(compensate_camera_motion(flow, frames), flow)
+    assert torch.equal(compensate_camera_motion(flow), flow)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: compensate_camera_motion(torch.zeros(2, 8, 8)), r"flow has shape \(2, 8, 8\)"),
         (
             lambda: compensate_camera_motion(torch.zeros(3, 2, 8, 8), torch.zeros(3, 3, 8, 8)),
-            r"frames have shape \(3, 3, 8, 8\); for this flow they must be \(4, 3, 8, 8\)",
+            r"frames have shape \(3, 3, 8, 8\) .* must be \(4, 3, 8, 8\) and torch.uint8",
         ),
+        # Grey levels in [0, 1] have no texture: no camera would ever be found.
+        (
+            lambda: compensate_camera_motion(torch.zeros(1, 2, 8, 8), torch.zeros(2, 3, 8, 8)),
+            "dtype torch.float32; for",
+        ),
+        (lambda: compensate_camera_motion(np.zeros((1, 2, 8, 8))), "flow is a ndarray; it must be a tensor"),
         (lambda: compensate_camera_motion(torch.zeros(1, 2, 8, 8), backend="sift"), r"backend \('sift'\) is unknown"),
         (lambda: estimate_camera_motion(torch.zeros(9, 2), torch.zeros(8, 2)), "must both be"),
         (lambda: estimate_camera_motion(*[torch.zeros(9, 2)] * 2, torch.ones(9)), "it must be bool"),

@@ -237,6 +237,10 @@ def test_words_table_and_json_hold_the_same(healthy):
     assert len({len(line) for line in table if line.startswith("|")}) == 1
     one = replace(healthy, num_clips=1, camera_explained_share=-0.07)
     assert "over 1 clip " in one.to_markdown() and "without it squared displacement is 7.0 % larger" in str(one)
+    unknown = dict.fromkeys(("variance", "mean_loss", "largest"), math.nan)
+    targets = {name: replace(target, **unknown) for name, target in healthy.targets.items()}
+    lost = replace(healthy, median_speed_px=math.nan, fast_speed_px=math.nan, targets=targets)
+    assert not any("nan" in words for words in (str(lost), lost.summary(), lost.to_markdown()))
     values = json.loads(json.dumps(healthy.to_dict(), allow_nan=False))
     assert values["targets"]["shape"]["agreement"] is None
     assert values["valid_share"] == healthy.valid_share
@@ -267,3 +271,6 @@ def test_the_command_refuses_in_one_line(tmp_path):
         main(["--train_dir", str(tmp_path / "none")])
     with pytest.raises(SystemExit, match=r"num_clips \(0\) must be at least 1"):
         main(["--num_clips", "0"])
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"output_dir \('.*file'\) cannot be made: .* is a file"):
+        main(["--output_dir", str(tmp_path / "file")])

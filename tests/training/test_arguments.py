@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mme_hf.training import PretrainingArguments, parse_arguments
+from mme_hf.training import ExtractionArguments, PretrainingArguments, parse_arguments
 from mme_hf.training.target_flags import parse_motion_targets
 
 CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
@@ -173,3 +173,8 @@ def test_the_published_recipe_is_met():
 def test_wrong_values_are_named_with_a_remedy(argv, message):
     with pytest.raises(ValueError, match=message):
         parse(*argv)
+
+
+def test_an_unknown_reader_is_refused_before_extraction_begins():
+    with pytest.raises(ValueError, match=r"reader \('cv2'\) must be 'auto' or one of decord, pyav, torchcodec"):
+        parse_arguments(ExtractionArguments, ["--reader", "cv2"])

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from ..point_tracking_mme import check_tracked_frames, constant_on
+from ..point_tracking_mme import check_flow, check_tracked_frames, constant_on
 from ..trajectories_mme import Trajectories, grid_points, is_inside
 from .background_fit import BACKENDS, NUM_HYPOTHESES, Backend, Matches, fit_background
 
@@ -68,7 +68,7 @@ def estimate_camera_motion(
         )
     if backend not in BACKENDS:
         raise ValueError(f"backend ({backend!r}) is unknown. Choose one of {list(BACKENDS)}.")
-    starts, ends = (points.to(torch.float32).reshape(-1, num_points, 2) for points in (from_xy, to_xy))
+    starts, ends = (points.to(torch.float32).reshape(lead.numel(), num_points, 2) for points in (from_xy, to_xy))
     usable = (starts.isfinite() & ends.isfinite()).all(-1)
     if is_usable is not None:
         usable &= is_usable.reshape(usable.shape)
@@ -105,16 +105,20 @@ def compensate_camera_motion(
         Flow in pixels, float32, shape and device of `flow`.
 
     Raises:
-        ValueError: If shapes disagree or the backend is unknown.
+        ValueError: If shapes disagree, frames are not uint8, or the backend is unknown.
     """
-    if flow.ndim < 4 or flow.shape[-3] != 2:
-        raise ValueError(f"flow has shape {tuple(flow.shape)}; it must be (..., frames, 2, height, width).")
+    check_flow(flow)
     height, width = frame_size = (flow.shape[-2], flow.shape[-1])
     lead = flow.shape[:-3]
-    if frames is not None and frames.shape != (*lead[:-1], lead[-1] + 1, 3, *frame_size):
-        expected = (*lead[:-1], lead[-1] + 1, 3, *frame_size)
-        raise ValueError(f"frames have shape {tuple(frames.shape)}; for this flow they must be {expected}.")
+    expected = (*lead[:-1], lead[-1] + 1, 3, *frame_size)
+    if frames is not None and (tuple(frames.shape) != expected or frames.dtype != torch.uint8):
+        raise ValueError(
+            f"frames have shape {tuple(frames.shape)} and dtype {frames.dtype}; for this flow they must be {expected} "
+            "and torch.uint8."
+        )
     flow = flow.detach().to(torch.float32)
+    if not flow.numel():
+        return flow
     stride = max(1, round(max(frame_size) / NUM_GRID_CELLS))
     places = slice(stride // 2, None, stride)
     pixels = grid_points(height, width, 1).to(flow.device)

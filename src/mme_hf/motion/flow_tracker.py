@@ -89,7 +89,9 @@ class FlowTracker:
 
 
 def check_frames(frames: torch.Tensor) -> None:
-    """Raise ValueError unless frames are uint8 RGB of shape (..., T, 3, H, W)."""
+    """Raise ValueError unless frames are a tensor, uint8 RGB, of shape (..., T, 3, H, W)."""
+    if not isinstance(frames, torch.Tensor):
+        raise ValueError(f"frames are a {type(frames).__name__}; a tracker takes a tensor of uint8 RGB frames.")
     if frames.ndim < 4 or frames.shape[-3] != 3 or frames.dtype != torch.uint8:
         raise ValueError(
             f"frames have shape {tuple(frames.shape)} and dtype {frames.dtype}; a tracker takes uint8 RGB frames "

@@ -107,7 +107,8 @@ class MotionHealth:
             ),
             (
                 "speed",
-                f"median {self.median_speed_px:.2f}, 99th percentile {self.fast_speed_px:.1f} px a frame; "
+                f"median {_number(self.median_speed_px, '.2f')}, 99th percentile "
+                f"{_number(self.fast_speed_px, '.1f')} px a frame; "
                 f"{_percent(self.repeated_share)} of the frames rest among frames that move",
             ),
             (
@@ -126,8 +127,9 @@ class MotionHealth:
             rows = [("points", "no target reads tracks: none were made")]
         for name, target in self.targets.items():
             text = (
-                f"variance {target.variance:.3g}; the mean predictor's loss is {target.mean_loss:.3g}, "
-                f"{_percent(target.loss_share)} of the total; largest {target.largest:.2g}"
+                f"variance {_number(target.variance, '.3g')}; the mean predictor's loss is "
+                f"{_number(target.mean_loss, '.3g')}, {_percent(target.loss_share)} of the total; largest "
+                f"{_number(target.largest, '.2g')}"
             )
             if target.activation != "linear":
                 text += f", {_percent(target.unreachable_share)} beyond {target.activation}"
@@ -140,10 +142,10 @@ class MotionHealth:
         if not math.isnan(self.valid_share):
             motion = (
                 f"{_percent(self.valid_share)} of points valid, {_percent(self.static_share)} static, median "
-                f"{self.median_speed_px:.2f} px a frame; tracker {self.tracker_ms_per_clip:.0f} ms a clip"
+                f"{_number(self.median_speed_px, '.2f')} px a frame; tracker {self.tracker_ms_per_clip:.0f} ms a clip"
             )
         losses = ", ".join(
-            f"{name} {target.mean_loss:.3g} ({_percent(target.loss_share)} of the total)"
+            f"{name} {_number(target.mean_loss, '.3g')} ({_percent(target.loss_share)} of the total)"
             for name, target in self.targets.items()
         )
         lines = [f"motion health of {_clips(self.num_clips)}: {motion}", f"  loss of predicting the mean: {losses}"]
@@ -302,6 +304,10 @@ def target_warnings(health: MotionHealth) -> list[str]:
 
 def _clips(number: int) -> str:
     return f"{number} clip{'' if number == 1 else 's'}"
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else f"{value:{form}}"
 
 
 def _percent(share: float) -> str:

@@ -26,7 +26,13 @@ from ..motion_targets_mme import MotionClip, build_targets
 from ..position_target_mme import PositionTarget
 from ..raw_clips_mme import RawClips
 from ..training.arguments import PretrainingArguments, parse_arguments
-from ..training.setup import build_model_and_processor, load_records, open_stored_tracks, train_sampling
+from ..training.setup import (
+    build_model_and_processor,
+    check_output_dir,
+    load_records,
+    open_stored_tracks,
+    train_sampling,
+)
 from ..trajectories_mme import Trajectories, build_tracker
 from ..video_processing_mme import MMEVideoProcessor
 from ..visualization import tracks_sheet
@@ -285,6 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         args = parse_arguments(ReportArguments, argv)
+        check_output_dir(args.output_dir)
         _, processor = build_model_and_processor(args)
         records, _, held_out_fraction = load_records(args)
         health = report_motion(

@@ -14,6 +14,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..video import READERS
+
 T = TypeVar("T")
 
 
@@ -227,6 +229,8 @@ class ExtractionArguments:
         self.tracker_options = _mapping("tracker_options", self.tracker_options)
         if self.num_videos_per_shard < 1:
             raise ValueError(f"num_videos_per_shard ({self.num_videos_per_shard}) must be at least 1.")
+        if self.reader not in ("auto", *READERS):
+            raise ValueError(f"reader ({self.reader!r}) must be 'auto' or one of {', '.join(READERS)}.")
         _check_one_source(self, "streaming", "dataset_config_name")
 
 
