@@ -242,16 +242,16 @@ class Pretraining:
         )
 
     def _explained_shares(self) -> dict[str, float] | None:
-        args = self.args
-        num_batches = -(-args.num_baseline_clips // self.global_batch_size) * args.gradient_accumulation_steps
+        num_batches = -(-self.args.num_baseline_clips // self.global_batch_size) * self.args.gradient_accumulation_steps
         # Training frames alone, but fresh crops and times. A stream is read once: `datasets` sleeps after each pass.
-        options = {"seed": args.seed + 1, "num_epochs": 1 if self.records.num_records is None else None}
-        sampling = train_sampling(args, self.held_out_fraction)
-        training_clips = self._loader(self.records, sampling, batch_size=args.per_device_train_batch_size, **options)
-        held_out_clips = self._held_out_loader(self.held_out_records.limited(args.max_eval_videos), num_epochs=1)
+        options = {"seed": self.args.seed + 1, "num_epochs": 1 if self.records.num_records is None else None}
+        options |= {"sampling": train_sampling(self.args, self.held_out_fraction)}
+        training_clips = self._loader(self.records, batch_size=self.args.per_device_train_batch_size, **options)
+        held_out_clips = self._held_out_loader(self.held_out_records.limited(self.args.max_eval_videos), num_epochs=1)
         batches = [self.inputs_of.each(clips) for clips in (islice(training_clips, num_batches), held_out_clips)]
         shares = report_explained_share(self.accelerator, self.model, *batches, self.bad_held_out_videos)
-        self.accelerator.log({f"held_out/explained_{k}": v for k, v in (shares or {}).items()}, step=self.state.step)
+        values = {f"held_out/explained_{name}": shares[name] for name in shares or ()}
+        self.accelerator.log(values, step=self.state.step)
         return shares
 
     def _held_out_loader(self, records: VideoRecords, **options):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from mme_hf.drawing import save_animation
 from mme_hf.motion import TRACKERS, build_ready_tracker
 from mme_hf.motion.camera_motion import remove_camera_motion
 from mme_hf.motion.report import ClipObserver, health_of
+from mme_hf.training.setup import check_model_name, check_output_dir
 from mme_hf.visualization import clip_animation, clip_sheet, draw_motion_prediction
 
 # The GIF is for a web page: fewer frames and pixels than the mp4.
@@ -61,30 +61,9 @@ def processor_of(args: argparse.Namespace) -> MMEVideoProcessor:
             "crop_size": {"height": args.image_size, "width": args.image_size},
         }
     if args.checkpoint:
-        check_checkpoint(args.checkpoint)
+        check_model_name("checkpoint", args.checkpoint)
         return MMEVideoProcessor.from_pretrained(args.checkpoint, **options)
     return MMEVideoProcessor(**options)
-
-
-def check_checkpoint(name: str) -> None:
-    """Raise ValueError for a name that is neither a folder with a model nor can be one of the Hub."""
-    folder = Path(name)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"checkpoint ({name!r}) has no config.json: name the folder that a run saved its model in.")
-    if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or len(folder.parts) > 2):
-        raise ValueError(f"checkpoint ({name!r}) is not there. Name the output_dir of a run, or a model of the Hub.")
-
-
-def make_output_dir(name: str) -> Path:
-    """Return the folder to write to, made where it is missing, before anything is computed for it."""
-    folder = Path(name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"output_dir ({name!r}) cannot be made: {error.strerror}. Choose another.") from error
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"output_dir ({name!r}) cannot be written to. Choose another, or change its permissions.")
-    return folder
 
 
 def read_clip(args: argparse.Namespace, processor: MMEVideoProcessor) -> tuple[torch.Tensor, float, int]:
@@ -107,7 +86,8 @@ def draw(args: argparse.Namespace) -> list[Path]:
     """Write everything and return the paths."""
     processor = processor_of(args)
     build_ready_tracker(processor.tracker, **processor.tracker_options)
-    folder, stem = make_output_dir(args.output_dir), Path(args.video).stem
+    check_output_dir(args.output_dir)
+    folder, stem = Path(args.output_dir), Path(args.video).stem
     # Tracks as long as from one tubelet to the next follow points through the whole clip without a gap.
     between_tubelets = {"trajectory_num_steps": processor.tubelet_size * processor.frame_stride}
     continuous = MMEVideoProcessor(**{**processor.to_dict(), "motion_targets": {"position": {}}, **between_tubelets})
@@ -115,6 +95,7 @@ def draw(args: argparse.Namespace) -> list[Path]:
     observer = ClipObserver(continuous)
     observer(raw_frames, source=args.video, generator=torch.Generator().manual_seed(args.seed))
     (clip,) = observer.clips
+    folder.mkdir(parents=True, exist_ok=True)
     without_camera = remove_camera_motion(clip.tracks, clip.frames, clip.start_frames)
 
     paths = [

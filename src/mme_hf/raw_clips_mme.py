@@ -111,10 +111,8 @@ def cut_raw_clip(
             tracker = tracker.for_clip(geometry, [frame_numbers[place] for place in places])
             tracks = follow_points(frames, plan, tracker, options)
     if is_guided:
-        num_masked, noise = (
-            grid[0] * num_masked_patches(grid, options.mask_ratio),
-            draw_mask_noise(grid, generator)[None],
-        )
+        num_masked = grid[0] * num_masked_patches(grid, options.mask_ratio)
+        noise = draw_mask_noise(grid, generator)[None]
         return RawClips(frames, plan, num_masked, mask_noise=noise, tracks=tracks).to(frames.device)
     if mask is None:
         mask = build_mask(options.mask_type, grid, options.mask_ratio, generator)

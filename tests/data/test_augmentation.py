@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tvF
 
-from mme_hf.data.augmentation import center_crop_box, cut_path, multi_scale_crop_box, random_flip, random_path
+from mme_hf.data.augmentation import center_crop_box, cut_path, happens, multi_scale_crop_box, random_path
 
 
 def test_the_centre_box_is_the_largest_of_its_shape():
@@ -29,12 +29,12 @@ def test_a_frame_of_one_pixel_still_has_a_crop():
     assert multi_scale_crop_box(1, 1, torch.Generator().manual_seed(0)) == (0, 0, 1, 1)
 
 
-def test_flips_have_the_probability_they_are_given():
+def test_chances_have_the_probability_they_are_given():
     generator = torch.Generator().manual_seed(0)
-    assert not any(random_flip(0.0, generator) for _ in range(20))
-    assert all(random_flip(1.0, generator) for _ in range(20))
+    assert not any(happens(0.0, generator) for _ in range(20))
+    assert all(happens(1.0, generator) for _ in range(20))
     # 1000 fair draws lie within 5 standard deviations (16 each) of 500.
-    assert 420 < sum(random_flip(0.5, generator) for _ in range(1000)) < 580
+    assert 420 < sum(happens(0.5, generator) for _ in range(1000)) < 580
 
 
 def test_paths_are_straight_as_fast_as_allowed_and_inside_the_frame():

@@ -275,7 +275,7 @@ def test_a_batch_size_that_does_not_divide_is_an_error(video_folder, processor):
         ({"flip_probability": 2.0}, r"flip_probability \(2.0\)"),
         ({"moving_crop_speed": 2.0}, r"moving_crop_speed \(2.0\) must lie in \[0, 0.5\]"),
         ({"part": "test"}, r"part \('test'\)"),
-        ({"reader": "eyes"}, r"reader \('eyes'\) must be 'auto' or one of"),
+        ({"reader": "eyes"}, r"reader \('eyes'\) must be one of 'auto', 'decord', 'pyav', 'torchcodec'"),
         ({"held_out_fraction": 0.0}, r"held_out_fraction \(0.0\)"),
     ],
 )

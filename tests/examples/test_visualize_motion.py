@@ -65,9 +65,9 @@ def test_a_start_that_is_no_number_is_refused_in_one_line(tmp_path):
 @pytest.mark.parametrize(
     "flag, name, words",
     [
-        ("--checkpoint", "none", "is not there. Name the output_dir of a run"),
+        ("--checkpoint", "none", "is no folder, and no name on the Hub"),
         ("--checkpoint", "", "has no config.json"),
-        ("--output_dir", "file", "cannot be made: File exists"),
+        ("--output_dir", "file", "file is a file. Name a folder."),
     ],
 )
 def test_places_that_will_not_do_are_refused_in_one_line(video_folder, tmp_path, flag, name, words):

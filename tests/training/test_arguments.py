@@ -176,5 +176,5 @@ def test_wrong_values_are_named_with_a_remedy(argv, message):
 
 
 def test_an_unknown_reader_is_refused_before_extraction_begins():
-    with pytest.raises(ValueError, match=r"reader \('cv2'\) must be 'auto' or one of decord, pyav, torchcodec"):
+    with pytest.raises(ValueError, match=r"reader \('cv2'\) must be one of 'auto', 'decord', 'pyav', 'torchcodec'"):
         parse_arguments(ExtractionArguments, ["--reader", "cv2"])

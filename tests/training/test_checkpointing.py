@@ -30,6 +30,7 @@ def test_weights_optimizer_random_state_and_the_rest_come_back(prepared, tmp_pat
     accelerator, model, optimizer = prepared
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: 0.5**step)
     for _ in range(3):
+        optimizer.step()
         scheduler.step()
     state = RunState(step=3, num_records_seen=12, cursor=RecordCursor(1, 2, 7))
     state.save(accelerator, tmp_path, scheduler=scheduler, settings={"seed": 0}, seconds=5.0, total_limit=None)

@@ -56,7 +56,7 @@ def update(batches, *, clips_per_batch, max_grad_norm=None):
         step=7,
         max_grad_norm=max_grad_norm,
     )
-    return report, float(model.w)
+    return report, model.w.item()
 
 
 def test_one_batch_of_four_equals_four_batches_of_one():
@@ -105,7 +105,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_videos(
     batches = [batch(1.0), batch(value)]
     with pytest.raises(NonFiniteLossError, match=f"step 7: .*not finite.* Videos of the batch: clip {value}\\. Look"):
         run_update(accelerator, model, optimizer, batches, inputs_of=inputs_of, clips_per_batch=1, step=7)
-    assert float(model.w) == 0.5
+    assert model.w.item() == 0.5
 
 
 def test_a_gradient_that_is_not_finite_stops_it_too():

@@ -120,7 +120,7 @@ def cut_path(frames: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int], r
     return torch.from_numpy(cut).permute(0, 3, 1, 2)
 
 
-def random_flip(probability: float, generator: torch.Generator) -> bool:
+def happens(probability: float, generator: torch.Generator) -> bool:
     """Return True with the given probability."""
     return bool(torch.rand((), generator=generator) < probability)
 

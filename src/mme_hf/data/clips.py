@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -15,9 +14,9 @@ from transformers.video_utils import VideoMetadata
 
 from ..motion import StoredMotion, StoredTracker, StoredTracksError
 from ..raw_clips_mme import RawClips, join_raw_clips
-from ..video import READERS, VideoReader, VideoReadError, open_video
+from ..video import VideoReader, VideoReadError, check_backend, open_video
 from ..video.sampling import evenly_spaced_starts, random_start
-from .augmentation import CropBox, center_crop_box, cut_path, multi_scale_crop_box, random_flip, random_path
+from .augmentation import CropBox, center_crop_box, cut_path, happens, multi_scale_crop_box, random_path
 from .bad_videos import BadVideo
 from .ordering import RecordCursor, RecordRequest
 
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 TargetsOn = Literal["workers", "device"]
 
 
+# Crops that move, of those of a run that asks for some: what stands still is to be recognised too.
+MOVING_CROP_SHARE = 0.5
 # A crop that moves by half of its side from one frame to the next shows other things, not motion.
 MAX_CROP_SPEED = 0.5
 
@@ -68,8 +69,7 @@ class ClipSampling:
             )
         if self.part not in ("all", "train", "held_out"):
             raise ValueError(f"part ({self.part!r}) must be 'all', 'train' or 'held_out'.")
-        if self.reader not in ("auto", *READERS):
-            raise ValueError(f"reader ({self.reader!r}) must be 'auto' or one of {', '.join(READERS)}.")
+        check_backend(self.reader, "reader")
         if not 0.0 < self.held_out_fraction < 1.0:
             raise ValueError(f"held_out_fraction ({self.held_out_fraction}) must lie between 0 and 1, such as 0.2.")
 
@@ -163,7 +163,7 @@ class ClipDataset(Dataset):
         if not frame_range:
             raise VideoReadError("", f"its {self.sampling.part} part is empty: it has {reader.num_frames} frame(s)")
         window = min(len(frame_range), self.processor.raw_window_for(len(frame_range)))
-        needed = self.processor.raw_frames_for(len(frame_range)) if self.return_targets else self._inputs_of(window)
+        needed = self._needed_frames(len(frame_range), window)
         num_clips = self.sampling.samples_per_video
         if self.sampling.is_random:
             starts = [random_start(len(frame_range), window, generator) for _ in range(num_clips)]
@@ -173,18 +173,22 @@ class ClipDataset(Dataset):
         # One pass over the file serves all clips; frames they share are decoded once.
         indices = sorted({start + frame for start in starts for frame in needed})
         frames = reader.frames_at(indices)
+        place = {index: position for position, index in enumerate(indices)}
+        trackers = [None if motion is None else StoredTracker(motion, first_frame=start) for start in starts]
         samples = []
-        for start in starts:
-            # A view: what other clips need of this one's window is passed on with it.
-            own = slice(bisect_left(indices, start), bisect_left(indices, start + window))
-            numbers = [index - start for index in indices[own]]
-            if not self.return_targets:
-                own, numbers = [indices.index(start + frame) for frame in needed], needed
-            tracker = None if motion is None else StoredTracker(motion, first_frame=start)
+        for start, tracker in zip(starts, trackers, strict=True):
+            own, numbers = [place[start + frame] for frame in needed], needed
+            if self.return_targets:
+                # With what other clips need of this one's window: a view, of which the processor takes its own.
+                own = slice(own[0], own[-1] + 1)
+                numbers = [index - start for index in indices[own]]
             samples.append(self._sample(frames[own], numbers, generator, tracker))
         return samples
 
-    def _inputs_of(self, window: int) -> list[int]:
+    def _needed_frames(self, num_available: int, window: int) -> list[int]:
+        """Return which frames of a window of the video a sample is made of."""
+        if self.return_targets:
+            return self.processor.raw_frames_for(num_available)
         return self.processor.sample_frames(VideoMetadata(total_num_frames=window)).tolist()
 
     def _sample(
@@ -198,10 +202,10 @@ class ClipDataset(Dataset):
         aspect_ratio = self.processor.crop_size["width"] / self.processor.crop_size["height"]
         if self.sampling.is_random:
             crop_box = multi_scale_crop_box(height, width, generator, aspect_ratio=aspect_ratio)
-            flip = random_flip(self.sampling.flip_probability, generator)
+            flip = happens(self.sampling.flip_probability, generator)
         else:
             crop_box, flip = center_crop_box(height, width, aspect_ratio), False
-        if self.sampling.moving_crop_speed and self.sampling.is_random and random_flip(0.5, generator):
+        if self.sampling.moving_crop_speed and self.sampling.is_random and happens(MOVING_CROP_SHARE, generator):
             raw_frames = self._cut_along_a_path(raw_frames, frame_numbers, crop_box, generator)
             crop_box = (0, 0, raw_frames.shape[-1], raw_frames.shape[-2])
         options = {"crop_box": crop_box, "flip": flip, "generator": generator}

@@ -61,6 +61,7 @@ class DISFlow:
     """
 
     name: ClassVar[str] = "dis"
+    works_on_cpu: ClassVar[bool] = True
     preset: Literal["ultrafast", "fast", "medium"] = "fast"
     refinement_levels: Sequence[int] = (1, 0, 0)
     finest_scale: int | None = None

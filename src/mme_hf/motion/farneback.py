@@ -22,6 +22,7 @@ class FarnebackFlow:
     """
 
     name: ClassVar[str] = "farneback"
+    works_on_cpu: ClassVar[bool] = True
     num_levels: int = 5
     window_size_px: int = 15
     num_iterations: int = 3

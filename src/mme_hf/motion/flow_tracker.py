@@ -55,6 +55,11 @@ class FlowTracker:
         """Name of the flow, which is the tracker's key in `TRACKERS`."""
         return self.flow.name
 
+    @property
+    def works_on_cpu(self) -> bool:
+        """Whether frames of another device are copied to the CPU, and tracks back."""
+        return getattr(self.flow, "works_on_cpu", False)
+
     def prepare(self) -> None:
         """Have the flow load what it needs, if it needs anything. Raises what a call would raise without it."""
         getattr(self.flow, "prepare", lambda: None)()

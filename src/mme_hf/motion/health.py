@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..wording import counted
 from .consistency import ALTERATIONS
 from .measures import MIN_MOVING_SHARE, HeadOptions, ObservedClip, TargetHealth, measure_motion
 
@@ -148,7 +149,10 @@ class MotionHealth:
             f"{name} {_number(target.mean_loss, '.3g')} ({_percent(target.loss_share)} of the total)"
             for name, target in self.targets.items()
         )
-        lines = [f"motion health of {_clips(self.num_clips)}: {motion}", f"  loss of predicting the mean: {losses}"]
+        lines = [
+            f"motion health of {counted(self.num_clips, 'clip')}: {motion}",
+            f"  loss of predicting the mean: {losses}",
+        ]
         return "\n".join([*lines, *self._warning_lines()])
 
     def _warning_lines(self) -> list[str]:
@@ -157,12 +161,15 @@ class MotionHealth:
     def __str__(self) -> str:
         rows = self.rows()
         width = max(len(name) for name, _ in rows)
-        lines = [f"motion health of {_clips(self.num_clips)}:", *(f"  {name:<{width}}  {text}" for name, text in rows)]
+        lines = [
+            f"motion health of {counted(self.num_clips, 'clip')}:",
+            *(f"  {name:<{width}}  {text}" for name, text in rows),
+        ]
         return "\n".join([*lines, *self._warning_lines()])
 
     def to_markdown(self) -> str:
         """Return the numbers as a table whose source is aligned too, and the warnings as a list below it."""
-        rows = [("measure", f"over {_clips(self.num_clips)}"), *self.rows()]
+        rows = [("measure", f"over {counted(self.num_clips, 'clip')}"), *self.rows()]
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
         lines = [f"| {name:<{widths[0]}} | {text:<{widths[1]}} |" for name, text in rows]
         lines.insert(1, f"|{'-' * (widths[0] + 2)}|{'-' * (widths[1] + 2)}|")
@@ -300,10 +307,6 @@ def target_warnings(health: MotionHealth) -> list[str]:
                 "hardly count. Change the weights (--motion_targets NAME:WEIGHT ...)."
             )
     return warnings
-
-
-def _clips(number: int) -> str:
-    return f"{number} clip{'' if number == 1 else 's'}"
 
 
 def _number(value: float, form: str) -> str:

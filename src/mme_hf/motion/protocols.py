@@ -36,7 +36,14 @@ class Tracker(Protocol):
 
 
 class OpticalFlow(Protocol):
-    """Dense motion between two frames of a clip."""
+    """Dense motion between two frames of a clip.
+
+    May also have `works_on_cpu`, True where frames of another device are copied to the CPU, and `prepare()`, which
+    loads weights and raises ImportError or RuntimeError if they, or a library, are missing.
+
+    Attributes:
+        name: Key in `TRACKERS`.
+    """
 
     name: str
 

@@ -22,6 +22,7 @@ class TVL1Flow:
     """
 
     name: ClassVar[str] = "tvl1"
+    works_on_cpu: ClassVar[bool] = True
     num_scales: int = 10
     num_warps: int = 5
     num_iterations: int = 30

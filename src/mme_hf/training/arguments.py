@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..video import READERS
+from ..video import check_backend
 
 T = TypeVar("T")
 
@@ -229,8 +229,7 @@ class ExtractionArguments:
         self.tracker_options = _mapping("tracker_options", self.tracker_options)
         if self.num_videos_per_shard < 1:
             raise ValueError(f"num_videos_per_shard ({self.num_videos_per_shard}) must be at least 1.")
-        if self.reader not in ("auto", *READERS):
-            raise ValueError(f"reader ({self.reader!r}) must be 'auto' or one of {', '.join(READERS)}.")
+        check_backend(self.reader, "reader")
         _check_one_source(self, "streaming", "dataset_config_name")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..clip_tracks_mme import tracker_of
 from ..configuration_mme import MMEConfig
 from ..data import (
     ClipSampling,
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from .arguments import PretrainingArguments
 
 SAMPLE_HELD_OUT_FRACTION = 0.2
-# Made of OpenCV.
-CPU_TRACKERS = ("dis", "farneback", "tvl1")
 _PROCESSOR_FLAGS = ("frame_stride", "trajectory_num_steps", "mask_type", "mask_ratio", "tracker", "camera_motion")
 _MODEL = ("preset", "model_options")
 _KEPT_BY_OPTIMIZER = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2")
@@ -60,6 +59,21 @@ def check_output_dir(output_dir: str | Path) -> None:
         raise ValueError(f"output_dir ({str(output_dir)!r}) cannot be made: {existing} is a file. Name a folder.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"output_dir ({str(output_dir)!r}) may not be written to. Name another folder.")
+
+
+def check_model_name(flag: str, name: str) -> None:
+    """Raise ValueError for a name that is neither a folder with a model nor can be one on the Hub."""
+    folder = Path(name)
+    if not folder.is_dir():
+        if folder.is_absolute() or name.startswith(".") or len(folder.parts) > 2:
+            raise ValueError(f"{flag} ({name!r}) is no folder, and no name on the Hub: these are 'user/name'.")
+    elif (folder / STATE_FILE).is_file():
+        raise ValueError(
+            f"{flag} ({name!r}) is a checkpoint to go on from. Give it to --resume_from_checkpoint, or name the folder "
+            "of a finished run."
+        )
+    elif not (folder / "config.json").is_file():
+        raise ValueError(f"{flag} ({name!r}) has no config.json: name the folder that a run saved its model in.")
 
 
 def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTraining, MMEVideoProcessor]:
@@ -135,13 +149,7 @@ def default_tracker(args: PretrainingArguments) -> str:
 
 def _load_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTraining, MMEVideoProcessor]:
     name = args.model_name_or_path
-    if not Path(name).is_dir() and (Path(name).is_absolute() or len(Path(name).parts) > 2):
-        raise ValueError(f"model_name_or_path ({name!r}) is no folder, and no name on the Hub: these are 'user/name'.")
-    if (Path(name) / STATE_FILE).is_file():
-        raise ValueError(
-            f"model_name_or_path ({name!r}) is a checkpoint to go on from. Give it to --resume_from_checkpoint, or "
-            "name the folder of a finished run."
-        )
+    check_model_name("model_name_or_path", name)
     changed = {flag: getattr(args, flag) for flag in _PROCESSOR_FLAGS if getattr(args, flag) != _default(args, flag)}
     if args.num_frames:
         changed["num_frames"] = args.num_frames
@@ -248,10 +256,7 @@ def open_stored_tracks(
             f"moving_crop_speed ({args.moving_crop_speed}) makes motion that stored_tracks ({args.stored_tracks!r}) do "
             "not have. Track on line, or leave moving_crop_speed at 0."
         )
-    tracker = processor.tracker
-    if isinstance(tracker, str):
-        tracker = build_tracker(tracker, **processor.tracker_options)
-    tracks = StoredTracks(args.stored_tracks, MotionParameters.of(tracker))
+    tracks = StoredTracks(args.stored_tracks, MotionParameters.of(tracker_of(processor)))
     if records.num_records:
         # Tracks of other videos altogether: better said now than by the first batch.
         video = records.dataset[0]["video"]
@@ -264,13 +269,12 @@ def open_stored_tracks(
 def describe_targets(args: PretrainingArguments, processor: MMEVideoProcessor, device: torch.device) -> str:
     """Return in words where targets are made, and what follows the points."""
     place = "the data workers" if args.targets_on == "workers" else f"{device.type}, inside the step"
-    tracker = processor.tracker if isinstance(processor.tracker, str) else processor.tracker.name
     if args.stored_tracks:
         return f"made on {place}; tracks are read from {args.stored_tracks}"
-    note = ""
-    if args.targets_on == "device" and tracker in CPU_TRACKERS and device.type != "cpu":
+    tracker, note = tracker_of(processor), ""
+    if args.targets_on == "device" and device.type != "cpu" and getattr(tracker, "works_on_cpu", False):
         note = " (which copies all frames to the CPU and works there; --tracker torch does not)"
-    return f"made on {place}; points are followed by {tracker}{note}"
+    return f"made on {place}; points are followed by {tracker.name}{note}"
 
 
 def train_sampling(args: PretrainingArguments, held_out_fraction: float) -> ClipSampling:

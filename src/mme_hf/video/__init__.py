@@ -6,7 +6,7 @@ to that numbering or refuses the file with a `VideoReadError`.
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import torch
 
@@ -63,6 +63,12 @@ class VideoReader(Protocol):
     def __exit__(self, *exc_info: object) -> None: ...
 
 
+def check_backend(backend: str, name: str = "backend") -> None:
+    """Raise ValueError for a backend that `open_video` does not know; messages call it `name`."""
+    if backend not in ("auto", *READERS):
+        raise ValueError(f"{name} ({backend!r}) must be one of {', '.join(map(repr, ('auto', *READERS)))}.")
+
+
 def open_video(source: VideoSource, backend: Backend = "auto", *, num_threads: int = 1) -> VideoReader:
     """Open a video for random access to its frames.
 
@@ -79,8 +85,7 @@ def open_video(source: VideoSource, backend: Backend = "auto", *, num_threads: i
         TypeError: If `source` is none of the above.
         ImportError: If the named backend is not installed.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend ({backend!r}) must be one of {', '.join(map(repr, get_args(Backend)))}.")
+    check_backend(backend)
     check_source(source)
     if backend == "auto":
         return AutoReader(source, num_threads=num_threads)
