@@ -1,3 +1,3 @@
 """The version of this package, kept apart so that setup.cfg can read it without importing torch."""
 
-__version__ = "0.1.0.dev1"
+__version__ = "0.1.0.dev2"

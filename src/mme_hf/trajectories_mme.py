@@ -42,8 +42,8 @@ class Trajectories:
             stays lost. Bool, shape (..., num_starts, num_steps + 1, num_points).
         frame_size: (height, width) in pixels of the frames the positions refer to.
         camera_motion_found: None for tracks as they were seen. Where the camera's motion was taken out of them: whether
-            one was found for each step (the others are as they were), bool, shape (..., num_starts, num_steps).
-            Positions of such tracks are sums of what is left, and no places in the frames.
+            one was found for each step, bool, shape (..., num_starts, num_steps). A start with a step without is as it
+            was. Positions of the others are sums of what is left, and no places in the frames.
     """
 
     points_xy: torch.Tensor

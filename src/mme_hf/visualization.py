@@ -171,11 +171,7 @@ def clip_sheet(
     ]
     found = getattr(without_camera, "camera_motion_found", None)
     if found is not None:
-        counts = found.sum(-1).tolist()
-        moved[1] = [
-            annotated(image, f"found in {counts[start]} of {found.shape[-1]} steps")
-            for image, start in zip(moved[1], shown, strict=True)
-        ]
+        moved[1] = [annotated(image, _where_found(found[start])) for image, start in zip(moved[1], shown, strict=True)]
     glyphs = [draw_histograms(frame, histograms_of(frame, processor), size=size) for frame in frames]
     return table(
         [[picture(frame, size) for frame in frames], *moved, glyphs],
@@ -183,7 +179,7 @@ def clip_sheet(
         column_names=[f"raw frame {clip.start_frames[start]}" for start in shown],
         title=title,
         footer=f"Tracks over {clip.tracks.num_steps} raw frames, {times(factor)}. {COLOR_WORDS} Bars: edges, the "
-        "longer and lighter the sharper. Where no camera motion is found, tracks stay as they are.",
+        "longer and lighter the sharper. Camera motion is removed from tracks where it is found in all steps.",
     )
 
 
@@ -230,8 +226,13 @@ def _panels_at(
         panels.append(draw_tracks(frame, points, visible[: len(points)], size=size, factor=factor, anchor=-1))
     found = getattr(without_camera, "camera_motion_found", None)
     if found is not None and step:
-        panels[1] = annotated(panels[1], f"found in {int(found[start, :step].sum())} of {step} steps")
+        panels[1] = annotated(panels[1], _where_found(found[start]))
     return panels
+
+
+def _where_found(found: torch.Tensor) -> str:
+    """Return in how many steps of a start (L,) a camera's motion was found, and what that meant for its tracks."""
+    return f"found in {int(found.sum())} of {len(found)} steps: {'removed' if found.all() else 'not removed'}"
 
 
 def times(factor: int) -> str:

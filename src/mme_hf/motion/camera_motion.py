@@ -148,7 +148,8 @@ def remove_camera_motion(
 
     For each start and step the camera's homography H is estimated from the points seen before and after it, read at
     their true positions p; the displacement becomes (p' - p) - (H(p) - p), and positions are the sums of these. They
-    are no places in the frames any more, but `is_visible` still tells of the true ones.
+    are no places in the frames any more, but `is_visible` still tells of the true ones. A start with a step whose
+    camera motion is not found stays as it is: taken out of some of its steps only, a steady pan would be a jerk.
 
     Args:
         tracks: Tracks of points all over the frame.
@@ -157,7 +158,7 @@ def remove_camera_motion(
         backend: See `estimate_camera_motion`.
 
     Returns:
-        Trajectories with `camera_motion_found`; where it is False the displacements are those of `tracks`.
+        Trajectories with `camera_motion_found`; starts where it is not True of all steps are those of `tracks`.
 
     Raises:
         ValueError: If `frames` come without `start_frames`, or do not fit the tracks.
@@ -168,7 +169,8 @@ def remove_camera_motion(
     if frames is not None:
         usable = usable & _is_textured_at(from_xy, tracks.frame_size, frames, start_frames)
     homographies, found = estimate_camera_motion(from_xy, to_xy, usable, frame_size=tracks.frame_size, backend=backend)
-    own = (to_xy - from_xy) - camera_displacements(homographies, from_xy)
+    of_camera = camera_displacements(homographies, from_xy) * found.all(-1)[..., None, None, None]
+    own = (to_xy - from_xy) - of_camera
     first = positions[..., :1, :, :]
     moved = torch.cat([first, first + own.cumsum(dim=-3)], dim=-3)
     return replace(tracks, points_xy=moved, camera_motion_found=found)
