@@ -78,7 +78,7 @@ def test_masked_and_visible_indices_are_ascending_and_complete():
 def test_patch_embedding_is_a_strided_convolution_of_the_visible_tubelets(masked):
     embeddings = small_model(MMEModel).embeddings
     batch = small_batch()
-    weight = embeddings.patch_embeddings.projection.weight.unflatten(1, (2, 3, 4, 4)).transpose(1, 2)
+    weight = embeddings.patch_embeddings.projection.weight
     bias = embeddings.patch_embeddings.projection.bias
     every = nn.functional.conv3d(batch["pixel_values"].transpose(1, 2), weight, bias, stride=(2, 4, 4))
     every = every.flatten(2).transpose(1, 2) + sinusoid_table(NUM_TOKENS, 16)
@@ -444,10 +444,10 @@ def test_weights_start_as_configured():
 def test_patch_embedding_starts_with_the_difference_of_frames_amplified(gain):
     model = small_model(MMEModel, frame_difference_gain=gain, hidden_size=64)
     projection = model.embeddings.patch_embeddings.projection
-    first, second = torch.randn(2, 1, 3 * 4 * 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+    first, second = torch.randn(2, 1, 3, 4 * 4, generator=torch.Generator().manual_seed(0)).unbind(0)
     with torch.no_grad():
-        of_equal_frames = projection(torch.cat([first, first], dim=1))
-        of_opposite_frames = projection(torch.cat([second, -second], dim=1))
+        of_equal_frames = projection(torch.stack([first, first], dim=2).flatten(1))
+        of_opposite_frames = projection(torch.stack([second, -second], dim=2).flatten(1))
     # Xavier-uniform weights have variance 2 / (96 + 64) = 0.0125. Equal frames meet w1 + w2, of twice that variance;
     # opposite ones meet gain * (w1 - w2), of 2 * gain ** 2 times it. 64 outputs of 48 pixels scatter by about 10 %.
     assert of_equal_frames.std() == pytest.approx((0.025 * float(first.square().sum())) ** 0.5, rel=0.3)

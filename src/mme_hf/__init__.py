@@ -3,12 +3,18 @@
 Importing it registers the Auto classes, the trackers and the video reader; it loads no video library of its own accord.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoVideoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForVideoClassification,
+    AutoVideoProcessor,
+)
 
 from ._version import __version__
 from .checkpoints import convert_checkpoint
 from .configuration_mme import MMEConfig
-from .modeling_mme import MMEForPreTraining, MMEModel, MMEPreTrainedModel
+from .modeling_mme import MMEForPreTraining, MMEForVideoClassification, MMEModel, MMEPreTrainedModel
 from .motion import build_tracker, compensate_camera_motion
 from .motion_targets_mme import MOTION_TARGETS, REFERENCE_MOTION, histogram_of_gradients
 from .point_tracking_mme import track_points
@@ -21,6 +27,7 @@ from .video_processing_mme import MMEVideoProcessor
 AutoConfig.register("mme", MMEConfig)
 AutoModel.register(MMEConfig, MMEModel)
 AutoModelForPreTraining.register(MMEConfig, MMEForPreTraining)
+AutoModelForVideoClassification.register(MMEConfig, MMEForVideoClassification)
 AutoVideoProcessor.register(MMEConfig, MMEVideoProcessor)
 VIDEO_OPENERS["auto"] = open_video
 
@@ -30,6 +37,7 @@ __all__ = [
     "ClipGeometry",
     "MMEConfig",
     "MMEForPreTraining",
+    "MMEForVideoClassification",
     "MMEModel",
     "MMEPreTrainedModel",
     "MMEVideoProcessor",

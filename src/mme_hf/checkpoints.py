@@ -220,9 +220,6 @@ def _parts(name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
     if name.endswith(".attention.qkv"):
         prefix = name.removesuffix("qkv")
         return [(f"{prefix}{part}_proj.weight", rows) for part, rows in zip("qkv", tensor.chunk(3), strict=True)]
-    if name.endswith("patch_embeddings.projection.weight"):
-        # A Conv3d kernel (D, C, frames, height, width); ours multiplies (frame, channel, row, column).
-        return [(name, tensor.transpose(1, 2).flatten(1))]
     return [(name, tensor)]
 
 

@@ -46,7 +46,7 @@ def default_motion_targets() -> dict[str, dict[str, Any]]:
 
 @strict
 class MMEConfig(PreTrainedConfig):
-    """The configuration of [`MMEModel`] and [`MMEForPreTraining`]; the defaults are ViT-B as published.
+    """The configuration of all MME models; the defaults are ViT-B as published.
 
     `image_size` and `num_frames` describe the usual input and are no limit: the positions are fixed sinusoids, so a
     model takes any frame size and count that `patch_size` and `tubelet_size` divide.
@@ -71,7 +71,10 @@ class MMEConfig(PreTrainedConfig):
             and all motion is in that small difference: `benchmarks/learns_motion.py` has what the gain does.
         layer_norm_eps: Epsilon of every LayerNorm.
         qkv_bias: Whether query and value have a bias. The key never has one: softmax would cancel it.
-        use_mean_pooling: Whether a classifier averages the tokens.
+        use_mean_pooling: Whether a classifier averages the tokens; it takes the first one otherwise, as some VideoMAE
+            checkpoints do.
+        use_attentive_pooling: Whether a learnt query gathers what a classifier needs from the tokens instead.
+        fc_norm_eps: Epsilon of a classifier's LayerNorm of pooled features.
         decoder_hidden_size: Width of the decoder. Even, and a multiple of `decoder_num_attention_heads`.
         decoder_num_hidden_layers: Blocks of the decoder, at least 1: without one a mask token learns nothing.
         decoder_num_attention_heads: Attention heads of a decoder block.
@@ -108,6 +111,8 @@ class MMEConfig(PreTrainedConfig):
     layer_norm_eps: float | int = 1e-6
     qkv_bias: bool = True
     use_mean_pooling: bool = True
+    use_attentive_pooling: bool = False
+    fc_norm_eps: float | int = 1e-6
     decoder_hidden_size: int = 192
     decoder_num_hidden_layers: int = 1
     decoder_num_attention_heads: int = 6
@@ -164,7 +169,7 @@ class MMEConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f"{name} ({value}) must be in [0, 1). Use 0 to switch it off.")
-        for name in ("initializer_range", "frame_difference_gain", "layer_norm_eps"):
+        for name in ("initializer_range", "frame_difference_gain", "layer_norm_eps", "fc_norm_eps"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} ({value}) must be a finite number above 0.")

@@ -1,4 +1,4 @@
-"""Masked Motion Encoding models: an encoder of video tokens, and its pre-training to predict hidden motion.
+"""Masked Motion Encoding models: an encoder of video tokens, its pre-training to predict hidden motion, a classifier.
 
 Shapes in comments and docstrings: B clips, T frames, C channels, H W pixels, N tokens of a clip, M of them masked and
 V = N - M visible, D features, S values predicted per token. Tokens are numbered by tubelet, then row, then column.
@@ -7,84 +7,45 @@ V = N - M visible, D features, S values predicted per token. Tokens are numbered
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mme import MMEConfig
+from .layers_mme import MMEMLP, MMEDropPath, MMEEmbeddings, MMETubeletProjection, cast_once_for_autocast
 from .names_mme import check_names
+from .outputs_mme import MMEForPreTrainingOutput, MMEModelOutput
 from .tokens_mme import (
     MMESinusoidPositions,
     check_num_masked,
     masked_indices_from,
+    mean_of_tokens,
     sinusoid_table,
     take_tokens,
+    token_mask_from,
     visible_indices_from,
 )
+from .videomae_weights_mme import VIDEOMAE_KEY_MAPPING, config_dict_of_videomae, mme_fields_of_videomae
 
 _INPUT_NAMES = frozenset(
-    ("pixel_values", "bool_masked_pos", "masked_indices", "labels", "target_mask", "return_dict")
+    ("pixel_values", "bool_masked_pos", "masked_indices", "frame_mask", "labels", "target_mask", "return_dict")
 ) | frozenset(TransformersKwargs.__annotations__)
+# The published classifier's start: 0.001 of a deviation of 0.02.
+CLASSIFIER_STD = 0.02 * 0.001
+# Heads of ours, and the decoder of a VideoMAE.
+_NOT_OF_THE_ENCODER = [r"^decoder\.", r"^encoder_to_decoder\.", r"^mask_token$", r"^(pooler|fc_norm|classifier)\."]
 _HEAD_ACTIVATIONS: dict[str, type[nn.Module]] = {"linear": nn.Identity, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
-
-
-@dataclass
-class MMEModelOutput(BaseModelOutput):
-    """What the encoder returns.
-
-    Attributes:
-        last_hidden_state: Features of the visible tokens in ascending order, shape (batch_size, num_visible,
-            hidden_size); of all tokens if none was masked.
-        hidden_states: With `output_hidden_states=True`, the input of the first block and the output of each, before
-            the final LayerNorm, `num_hidden_layers + 1` tensors of that shape.
-        attentions: With `output_attentions=True` and eager attention, one tensor per block, shape
-            (batch_size, num_attention_heads, num_visible, num_visible).
-        visible_indices: Which tokens `last_hidden_state` holds, int64, shape (batch_size, num_visible); None if none
-            was masked.
-    """
-
-    visible_indices: torch.Tensor | None = None
-
-
-@dataclass
-class MMEForPreTrainingOutput(ModelOutput):
-    """What pre-training returns.
-
-    Attributes:
-        loss: Weighted sum of `target_losses`, float32 scalar; None without `labels`.
-        logits: Predictions after each head's activation, targets side by side in the order of
-            `config.motion_targets`, shape (batch_size, num_masked, sum of target sizes). Row i belongs to
-            `masked_indices[:, i]`, or to the i-th masked token of `bool_masked_pos`.
-        target_losses: Each target's loss without its weight, name -> float32 scalar; None without `labels`.
-        hidden_states: Of the encoder, as in [`MMEModelOutput`].
-        attentions: Of the encoder, as in [`MMEModelOutput`].
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    target_losses: dict[str, torch.Tensor] | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
-def _cast_once_for_autocast(hidden_states: torch.Tensor) -> torch.Tensor:
-    """Return what autocast would feed to each linear layer, so that layers with one input share one copy of it."""
-    device_type = hidden_states.device.type
-    if torch.is_autocast_enabled(device_type):
-        return hidden_states.to(torch.get_autocast_dtype(device_type))
-    return hidden_states
 
 
 def eager_attention_forward(
@@ -104,112 +65,6 @@ def eager_attention_forward(
     attention_weights = nn.functional.softmax(attention_weights, dim=-1, dtype=torch.float32).to(query.dtype)
     attention_weights = nn.functional.dropout(attention_weights, p=dropout, training=module.training)
     return torch.matmul(attention_weights, value).transpose(1, 2).contiguous(), attention_weights
-
-
-class MMETubeletProjection(nn.Linear):
-    """The matrix product that makes tokens; a class of its own because it has a start of its own."""
-
-    def __init__(self, tubelet_size: int, num_values_per_frame: int, hidden_size: int):
-        super().__init__(tubelet_size * num_values_per_frame, hidden_size)
-        self.tubelet_size = tubelet_size
-
-    def with_differences_amplified(self, gain: float) -> torch.Tensor:
-        """Return the weight with what it makes of differences between the frames of a tubelet multiplied by `gain`."""
-        by_frame = self.weight.unflatten(1, (self.tubelet_size, -1))  # (D, frames, C * height * width)
-        shared = by_frame.mean(1, keepdim=True)
-        return (shared + gain * (by_frame - shared)).flatten(1)
-
-
-class MMEPatchEmbeddings(nn.Module):
-    """Turns each wanted tubelet of a clip into a token by one matrix product.
-
-    A Conv3d whose kernel is its stride is this product, but it computes every token; here masked tubelets are not
-    even copied. Columns of the weight are (frame, channel, row, column) of a tubelet, the order it has in memory.
-    """
-
-    def __init__(self, config: MMEConfig):
-        super().__init__()
-        self.patch_size = config.patch_size
-        self.tubelet_size = config.tubelet_size
-        self.num_channels = config.num_channels
-        self.projection = MMETubeletProjection(
-            config.tubelet_size, config.num_channels * config.patch_size**2, config.hidden_size
-        )
-
-    def token_grid(self, pixel_values: torch.Tensor) -> tuple[int, int, int]:
-        """Return the numbers of tubelets, rows and columns of tokens in a clip.
-
-        Raises:
-            ValueError: If the clip's shape or type is not what the model takes.
-        """
-        if pixel_values.dim() != 5 or pixel_values.shape[2] != self.num_channels:
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}, expected (batch, frames, "
-                f"{self.num_channels} channels, height, width). MMEVideoProcessor makes this shape."
-            )
-        if not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values has dtype {pixel_values.dtype}, expected normalised floating point frames. "
-                "MMEVideoProcessor rescales and normalises."
-            )
-        _, num_frames, _, height, width = pixel_values.shape
-        if num_frames % self.tubelet_size or num_frames == 0:
-            raise ValueError(
-                f"pixel_values has {num_frames} frames, expected a positive multiple of tubelet_size "
-                f"({self.tubelet_size}). Sample another number of frames."
-            )
-        if height % self.patch_size or width % self.patch_size or height == 0 or width == 0:
-            raise ValueError(
-                f"pixel_values has frames of {height} x {width} px, expected positive multiples of patch_size "
-                f"({self.patch_size}). Resize or crop the frames."
-            )
-        return num_frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
-
-    def forward(self, pixel_values: torch.Tensor, token_indices: torch.Tensor | None = None) -> torch.Tensor:
-        """Return tokens without positions.
-
-        Args:
-            pixel_values: Normalised frames, shape (batch_size, num_frames, num_channels, height, width).
-            token_indices: The tokens wanted, int64, shape (batch_size, num_wanted); None for all.
-
-        Returns:
-            Embeddings, shape (batch_size, num_wanted, hidden_size).
-        """
-        num_tubelets, num_rows, num_columns = self.token_grid(pixel_values)
-        tubelets = pixel_values.unflatten(4, (num_columns, self.patch_size)).unflatten(3, (num_rows, self.patch_size))
-        tubelets = tubelets.unflatten(1, (num_tubelets, self.tubelet_size))
-        tubelets = tubelets.permute(0, 1, 4, 6, 2, 3, 5, 7)  # (B, tubelets, rows, columns, frames, C, height, width)
-        if token_indices is None:
-            tubelets = tubelets.flatten(1, 3)  # (B, N, frames, C, height, width)
-        else:
-            row_and_column = token_indices % (num_rows * num_columns)
-            tubelets = tubelets[
-                torch.arange(token_indices.shape[0], device=token_indices.device)[:, None],
-                token_indices // (num_rows * num_columns),
-                row_and_column // num_columns,
-                row_and_column % num_columns,
-            ]  # (B, V, frames, C, height, width)
-        return self.projection(tubelets.flatten(2).to(self.projection.weight.dtype))
-
-
-class MMEEmbeddings(nn.Module):
-    """Tokens with positions, of the visible tubelets only."""
-
-    def __init__(self, config: MMEConfig):
-        super().__init__()
-        self.patch_embeddings = MMEPatchEmbeddings(config)
-        self.position_embeddings = MMESinusoidPositions(config.num_tokens, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, pixel_values: torch.Tensor, visible_indices: torch.Tensor | None = None) -> torch.Tensor:
-        """Return embeddings of the visible tokens, shape (batch_size, num_visible, hidden_size)."""
-        embeddings = self.patch_embeddings(pixel_values, visible_indices)
-        positions = self.position_embeddings(math.prod(self.patch_embeddings.token_grid(pixel_values)))
-        # The weights' type, not the embeddings': under autocast the residual stream then stays float32.
-        positions = positions.to(self.patch_embeddings.projection.weight.dtype)
-        if visible_indices is not None:
-            positions = positions[visible_indices]  # (B, V, D)
-        return self.dropout(embeddings + positions)
 
 
 class MMEAttention(nn.Module):
@@ -232,10 +87,14 @@ class MMEAttention(nn.Module):
         self.o_proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, num_queries: int | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: torch.Tensor,
+        num_queries: int | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return attention's output, shape (batch_size, num_queries, hidden_size), and its weights if it has them."""
-        hidden_states = _cast_once_for_autocast(hidden_states)
+        hidden_states = cast_once_for_autocast(hidden_states)
         query_states = hidden_states if num_queries is None else hidden_states[:, :num_queries]
         query = self.q_proj(query_states).unflatten(2, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, M, head_dim)
         key = self.k_proj(hidden_states).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
@@ -251,46 +110,12 @@ class MMEAttention(nn.Module):
             query,
             key,
             value,
-            None,
+            attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
         )
         return self.o_proj(attention_output.flatten(2)), attention_weights
-
-
-class MMEMLP(nn.Module):
-    """Two linear layers with an activation between."""
-
-    def __init__(self, config: MMEConfig, hidden_size: int, intermediate_size: int, output_size: int):
-        super().__init__()
-        self.fc1 = nn.Linear(hidden_size, intermediate_size)
-        self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(intermediate_size, output_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return shape (..., output_size) from shape (..., hidden_size)."""
-        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
-
-
-class MMEDropPath(nn.Module):
-    """Stochastic depth: drops what a block adds, for whole clips, and scales what is kept to the same mean."""
-
-    def __init__(self, drop_rate: float):
-        super().__init__()
-        self.drop_rate = drop_rate
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return the same shape, (batch_size, ...), with some clips zero while training."""
-        if self.drop_rate == 0.0 or not self.training:
-            return hidden_states
-        keep_rate = 1.0 - self.drop_rate
-        shape = (hidden_states.shape[0],) + (1,) * (hidden_states.dim() - 1)
-        return hidden_states * (hidden_states.new_empty(shape).bernoulli_(keep_rate) / keep_rate)
-
-    def extra_repr(self) -> str:
-        """Return the rate for printing."""
-        return f"drop_rate={self.drop_rate}"
 
 
 class MMELayer(GradientCheckpointingLayer):
@@ -321,7 +146,7 @@ class MMELayer(GradientCheckpointingLayer):
         Args:
             hidden_states: Shape (batch_size, num_tokens, hidden_size).
             num_queries: How many leading tokens the caller needs.
-            **kwargs: Passed to the attention function.
+            **kwargs: Passed to the attention, `attention_mask` and options of the attention function.
 
         Returns:
             Shape (batch_size, num_queries, hidden_size).
@@ -334,7 +159,7 @@ class MMELayer(GradientCheckpointingLayer):
 
 
 def _check_input_names(model: nn.Module, kwargs: dict) -> None:
-    """Raise ValueError for a misspelt input, which would be taken for an option of some attention function."""
+    """Raise ValueError for a misspelt input, which would be taken for an option of some attention."""
     if not torch.compiler.is_compiling():
         check_names(type(model).__name__, kwargs, _INPUT_NAMES, misspelt_only=True)
 
@@ -355,12 +180,36 @@ class MMEPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs: ClassVar[dict[str, type]] = {"hidden_states": MMELayer, "attentions": MMEAttention}
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """Return the model in a folder or on the Hub: one of ours, or a VideoMAE of transformers.
+
+        Of a VideoMAE all that the model has a place for is taken: the encoder, and a classifier its head. Arguments are
+        those of [`PreTrainedModel.from_pretrained`].
+        """
+        of_videomae = config_dict_of_videomae(pretrained_model_name_or_path, kwargs)
+        if of_videomae is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        if config is None:
+            fields = mme_fields_of_videomae(of_videomae)
+            config, kwargs = cls.config_class.from_dict(fields, return_unused_kwargs=True, **kwargs)
+        kwargs["key_mapping"] = VIDEOMAE_KEY_MAPPING
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        # Or it would be saved under VideoMAE's names, which a configuration of ours does not go with.
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._weight_conversions = None
+        return loaded
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
+        if isinstance(module, MMEClassifierHead):
+            init.trunc_normal_(module.weight, std=CLASSIFIER_STD)
+            init.zeros_(module.bias)
+            return
+        if isinstance(module, nn.Linear | MMETubeletProjection):
             # With transformers' usual deviation of 0.02 the blocks of a narrow model start so close to linear that it
             # does not find out how pixels move: `benchmarks/learns_motion.py`.
-            init.xavier_uniform_(module.weight)
+            bound = (6 / (module.weight.shape[0] + module.weight[0].numel())) ** 0.5  # Xavier's, for a matrix
+            init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.zeros_(module.bias)
             if isinstance(module, MMETubeletProjection):
@@ -371,6 +220,8 @@ class MMEPreTrainedModel(PreTrainedModel):
             init.copy_(module.table, sinusoid_table(*module.table.shape))
         elif isinstance(module, MMEDecoder):
             init.trunc_normal_(module.mask_token, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, MMEAttentivePooler):
+            init.trunc_normal_(module.query, mean=0.0, std=self.config.initializer_range)
 
 
 class MMEModel(MMEPreTrainedModel):
@@ -382,10 +233,10 @@ class MMEModel(MMEPreTrainedModel):
         torch.Size([1, 1568, 32])
     """
 
-    # Of a pre-training checkpoint the encoder is all that is wanted here; its decoder is no news.
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^decoder\."]
+    # Of a checkpoint with heads the encoder is all that is wanted here; what else it has is no news.
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = _NOT_OF_THE_ENCODER
 
-    def __init__(self, config: MMEConfig):
+    def __init__(self, config: MMEConfig, has_final_layernorm: bool = True):
         super().__init__(config)
         self.embeddings = MMEEmbeddings(config)
         # Plain Python: with torch.linspace the rates would be on the meta device while a checkpoint loads.
@@ -400,7 +251,8 @@ class MMEModel(MMEPreTrainedModel):
             )
             for layer_index in range(config.num_hidden_layers)
         )
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        # A classifier that averages tokens normalises their mean instead.
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if has_final_layernorm else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -452,6 +304,7 @@ class MMEModel(MMEPreTrainedModel):
         pixel_values: torch.Tensor,
         bool_masked_pos: torch.Tensor | None = None,
         masked_indices: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MMEModelOutput:
         """Return features of the visible tokens.
@@ -465,6 +318,9 @@ class MMEModel(MMEPreTrainedModel):
             masked_indices: Numbers of the hidden tokens, ascending, int64, shape (batch_size, num_masked). Makes
                 their count static, as full-graph compilation needs. Not checked for range or repeats: that
                 would wait for the device.
+            frame_mask: True where a frame is real, False where it pads a shorter clip to the length of the batch, bool,
+                shape (batch_size, num_frames). Tubelets must be all real or all padding. Features of real tokens are
+                those of the clip without padding, wherever that is; of padding they mean nothing. Not with masks.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and options of the attention.
 
         Raises:
@@ -477,10 +333,68 @@ class MMEModel(MMEPreTrainedModel):
             check_num_masked(masked_indices.shape[1], num_tokens)
         visible_indices = None if masked_indices is None else visible_indices_from(masked_indices, num_tokens)
 
-        hidden_states = self.embeddings(pixel_values, visible_indices)
+        position_indices = None
+        if frame_mask is not None:
+            if masked_indices is not None:
+                raise ValueError("frame_mask cannot be combined with masked tokens. Mask clips of equal length.")
+            token_mask, position_indices = self.token_mask(pixel_values, frame_mask)
+        hidden_states = self.embeddings(pixel_values, visible_indices, position_indices)
+        if frame_mask is not None:
+            kwargs["attention_mask"] = create_bidirectional_mask(self.config, hidden_states, token_mask)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
-        return MMEModelOutput(last_hidden_state=self.layernorm(hidden_states), visible_indices=visible_indices)
+        if self.layernorm is not None:
+            hidden_states = self.layernorm(hidden_states)
+        return MMEModelOutput(last_hidden_state=hidden_states, visible_indices=visible_indices)
+
+    def token_mask(self, pixel_values: torch.Tensor, frame_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return which tokens are real, bool, and where they are in the clip without padding, (batch_size, num_tokens).
+
+        Raises:
+            ValueError: If `frame_mask` does not fit the clips, a tubelet is part real and part padding, or a clip has
+                no real frame.
+        """
+        _, rows, columns = self.embeddings.patch_embeddings.token_grid(pixel_values)
+        if frame_mask.shape != pixel_values.shape[:2] or frame_mask.dtype != torch.bool:
+            raise ValueError(
+                f"frame_mask has shape {tuple(frame_mask.shape)} and dtype {frame_mask.dtype}, expected torch.bool of "
+                f"shape (batch, frames) = {tuple(pixel_values.shape[:2])}: True where a frame is real."
+            )
+        return token_mask_from(frame_mask.to(pixel_values.device), self.config.tubelet_size, rows * columns)
+
+    def get_video_features(
+        self,
+        pixel_values: torch.Tensor,
+        pool: Literal["mean", "none"] = "mean",
+        layer: int = -1,
+        frame_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return features of whole clips.
+
+        Args:
+            pixel_values: Normalised frames, shape (batch_size, num_frames, num_channels, height, width).
+            pool: "mean" averages the tokens of a clip, real ones alone; "none" returns all.
+            layer: Which block's output, from 1 to `num_hidden_layers`, or counted from the end; 0 is the first block's
+                input. That of the last one is after the final LayerNorm, the others are before any.
+            frame_mask: True where a frame is real, as in `forward`.
+
+        Returns:
+            Shape (batch_size, hidden_size), or (batch_size, num_tokens, hidden_size) without pooling.
+
+        Raises:
+            ValueError: If there is no such layer or pooling.
+        """
+        num_layers = self.config.num_hidden_layers
+        if not -num_layers - 1 <= layer <= num_layers:
+            raise ValueError(f"layer ({layer}) must be from {-num_layers - 1} to {num_layers}.")
+        if pool not in ("mean", "none"):
+            raise ValueError(f"pool ({pool!r}) must be 'mean' or 'none'.")
+        is_last = layer in (-1, num_layers)
+        outputs = self(pixel_values, frame_mask=frame_mask, output_hidden_states=not is_last)
+        tokens = outputs.last_hidden_state if is_last else outputs.hidden_states[layer]
+        if pool == "none":
+            return tokens
+        return mean_of_tokens(tokens, None if frame_mask is None else self.token_mask(pixel_values, frame_mask)[0])
 
 
 class MMEDecoder(nn.Module):
@@ -543,7 +457,7 @@ class MMEDecoder(nn.Module):
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, **kwargs)
         hidden_states = self.layers[-1](hidden_states, num_queries=num_masked, **kwargs)  # (B, M, D)
-        hidden_states = _cast_once_for_autocast(self.layernorm(hidden_states))
+        hidden_states = cast_once_for_autocast(self.layernorm(hidden_states))
         predictions = [self.head_activations[name](head(hidden_states)) for name, head in self.heads.items()]
         return torch.cat(predictions, dim=-1)
 
@@ -668,4 +582,116 @@ class MMEForPreTraining(MMEPreTrainedModel):
             )
 
 
-__all__ = ["MMEForPreTraining", "MMEForPreTrainingOutput", "MMEModel", "MMEModelOutput", "MMEPreTrainedModel"]
+class MMEClassifierHead(nn.Linear):
+    """The last layer of a classifier; a class of its own because it has a start of its own."""
+
+
+class MMEAttentivePooler(nn.Module):
+    """A learnt query that attends to all tokens, in one transformer block of which only the query is computed.
+
+    Source: Touvron et al., Going deeper with Image Transformers, class attention.
+    """
+
+    def __init__(self, config: MMEConfig):
+        super().__init__()
+        self.config = config
+        self.query = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.layer = MMELayer(
+            config,
+            hidden_size=config.hidden_size,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+        )
+
+    def forward(self, tokens: torch.Tensor, token_mask: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
+        """Return one vector for each clip, shape (batch_size, hidden_size).
+
+        Args:
+            tokens: Features, shape (batch_size, num_tokens, hidden_size).
+            token_mask: True where a token is real, shape (batch_size, num_tokens); None for all.
+            **kwargs: Passed to the attention function.
+        """
+        hidden_states = torch.cat([self.query.expand(len(tokens), -1, -1), tokens], dim=1)
+        if token_mask is not None:
+            token_mask = nn.functional.pad(token_mask, (1, 0), value=True)
+            kwargs["attention_mask"] = create_bidirectional_mask(
+                self.config, hidden_states[:, :1], token_mask, encoder_hidden_states=hidden_states
+            )
+        return self.layer(hidden_states, num_queries=1, **kwargs)[:, 0]
+
+
+class MMEForVideoClassification(MMEPreTrainedModel):
+    """The encoder with a classifier on top: the mean of its tokens, or an attentive pooler, a LayerNorm, one layer.
+
+    Loads from a folder of pre-training, whose decoder is left out and whose head is new, and from VideoMAE checkpoints.
+    """
+
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [*_NOT_OF_THE_ENCODER[:-1], r"^mme\.layernorm\."]
+
+    def __init__(self, config: MMEConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        averages_tokens = config.use_mean_pooling and not config.use_attentive_pooling
+        self.mme = MMEModel(config, has_final_layernorm=not averages_tokens)
+        self.pooler = MMEAttentivePooler(config) if config.use_attentive_pooling else None
+        takes_first_token = not (config.use_mean_pooling or config.use_attentive_pooling)
+        self.fc_norm = None if takes_first_token else nn.LayerNorm(config.hidden_size, eps=config.fc_norm_eps)
+        self.classifier = MMEClassifierHead(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        """Return logits, shape (batch_size, num_labels), and, with `labels`, the loss.
+
+        Args:
+            pixel_values: Normalised frames, shape (batch_size, num_frames, num_channels, height, width).
+            labels: Class numbers, int64, shape (batch_size,); with `problem_type` "single_label_classification" also
+                the share of each class, as mixed clips have it, float, shape (batch_size, num_labels). With
+                "multi_label_classification" 0 or 1 for each class, with "regression" values, both float, of that
+                shape. Without a `problem_type` it is told from the labels, as everywhere in transformers.
+            frame_mask: True where a frame is real, bool, shape (batch_size, num_frames), for clips padded to a common
+                length. Padding changes no logits.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and options of the attention.
+
+        Raises:
+            ValueError: If a shape does not fit, or an input is misspelt.
+        """
+        _check_input_names(self, kwargs)
+        # Trainer's, for the loss alone.
+        loss_kwargs = {name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs}
+        self.mme.check_inputs(pixel_values, None, None)
+        encoded = self.mme(pixel_values, frame_mask=frame_mask, **kwargs)
+        token_mask = None if frame_mask is None else self.mme.token_mask(pixel_values, frame_mask)[0]
+        logits = self.classifier(self.pool(encoded.last_hidden_state, token_mask))
+        return ImageClassifierOutput(
+            loss=None if labels is None else self._loss(logits, labels, **loss_kwargs),
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+    def pool(self, tokens: torch.Tensor, token_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Return what the classifier is applied to, shape (batch_size, hidden_size).
+
+        Args:
+            tokens: Of the encoder, shape (batch_size, num_tokens, hidden_size).
+            token_mask: True where a token is real, shape (batch_size, num_tokens); None for all.
+        """
+        if self.fc_norm is None:
+            return tokens[:, 0]
+        pooled = mean_of_tokens(tokens, token_mask) if self.pooler is None else self.pooler(tokens, token_mask)
+        return self.fc_norm(pooled)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor, **kwargs) -> torch.Tensor:
+        if self.config.problem_type == "single_label_classification" and labels.is_floating_point():
+            return nn.functional.cross_entropy(logits.float(), labels.to(logits.device))
+        return self.loss_function(labels, logits, self.config, **kwargs)
+
+
+__all__ = ["MMEForPreTraining", "MMEForVideoClassification", "MMEModel", "MMEPreTrainedModel"]

@@ -76,6 +76,46 @@ def check_num_masked(num_masked: int, num_tokens: int) -> None:
         )
 
 
+def token_mask_from(
+    frame_mask: torch.Tensor, tubelet_size: int, tokens_per_tubelet: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which tokens of padded clips are real, and where they would be without the padding.
+
+    Args:
+        frame_mask: True where a frame is real, shape (batch_size, num_frames).
+        tubelet_size: Frames of a token.
+        tokens_per_tubelet: Tokens of one point in time.
+
+    Returns:
+        Bool and int64, both of shape (batch_size, num_tokens). Places of tokens that pad are any in the clip.
+
+    Raises:
+        ValueError: If a tubelet is part real and part padding, or a clip has no real frame.
+    """
+    tubelets = frame_mask.unflatten(1, (-1, tubelet_size))
+    is_real = tubelets.all(-1)
+    # Reads values back from the device, which a compiled graph cannot.
+    if not torch.compiler.is_compiling() and not (is_real.any(1).all() and (is_real == tubelets.any(-1)).all()):
+        raise ValueError(
+            f"frame_mask has {frame_mask.sum(1).tolist()} real frames in its clips. Each clip needs some, and tubelets "
+            f"of {tubelet_size} frames must be all real or all padding: pad after a multiple of {tubelet_size}."
+        )
+    place = (is_real.cumsum(1) - 1).clamp(min=0)
+    within = torch.arange(tokens_per_tubelet, device=frame_mask.device)
+    return (
+        is_real.repeat_interleave(tokens_per_tubelet, dim=1),
+        (place[..., None] * tokens_per_tubelet + within).flatten(1),
+    )
+
+
+def mean_of_tokens(tokens: torch.Tensor, token_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the mean over a clip's tokens, those that are real, shape (batch_size, hidden_size)."""
+    if token_mask is None:
+        return tokens.mean(1)
+    # Filled, not multiplied: what attention makes of padding may be anything.
+    return tokens.masked_fill(~token_mask[..., None], 0.0).sum(1) / token_mask.sum(1, keepdim=True)
+
+
 class MMESinusoidPositions(nn.Module):
     """Fixed position embeddings for any number of tokens.
 
