@@ -83,20 +83,76 @@ class ClipSampling:
 
 
 @dataclass(frozen=True)
+class OpenedVideo:
+    """What is known of a video that is open.
+
+    Attributes:
+        video: Its path or bytes.
+        source: How messages name it.
+        record: Its undecoded record, with a `label` where the data set has one.
+        generator: For everything that is random about its samples.
+    """
+
+    video: str | bytes
+    source: str
+    record: Mapping[str, Any]
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
 class ClipResult:
     """What came of one `RecordRequest`: samples, or the reason why there are none.
 
-    A sample is what the processor returns for one clip: the model's inputs, or raw clips to make them of.
+    A sample of pre-training is what the processor returns for one clip: the model's inputs, or raw clips to make them
+    of; `labelled_clips` has others.
     """
 
     source: str
-    samples: tuple[Mapping[str, torch.Tensor] | list[RawClips], ...]
+    samples: tuple[Any, ...]
     bad_video: BadVideo | None
     next_cursor: RecordCursor
 
 
-class ClipDataset(Dataset):
-    """Decodes the videos that `RecordRequest`s name and makes model inputs of them.
+class VideoDataset(Dataset):
+    """Opens the videos that `RecordRequest`s name; what becomes of them is told by `samples_of`.
+
+    Args:
+        records: The videos.
+        reader: Backend of `open_video`.
+    """
+
+    def __init__(self, records: VideoRecords, reader: str = "auto"):
+        self.name = records.name
+        self.reader = reader
+        # A stream's records come with their requests; only rows are looked up here.
+        self.rows = None if records.num_records is None else records.dataset
+
+    def __getitem__(self, request: RecordRequest) -> ClipResult:
+        """Return the samples of one video, or the cause why it cannot be read."""
+        record = request.record if isinstance(request.record, Mapping) else self.rows[request.record]
+        source = source_name(record["video"], self.name, request.record)
+        generator = torch.Generator().manual_seed(request.seed)
+        try:
+            video = openable(record["video"])
+            with open_video(video, backend=self.reader) as reader:
+                samples = tuple(self.samples_of(reader, OpenedVideo(video, source, record, generator)))
+        except VideoReadError as error:
+            return ClipResult(source, (), BadVideo(source, str(error.cause)), request.next_cursor)
+        except OSError as error:  # a remote file that is gone, or a disk that fails
+            return ClipResult(source, (), BadVideo(source, f"{type(error).__name__}: {error}"), request.next_cursor)
+        return ClipResult(source, samples, None, request.next_cursor)
+
+    def samples_of(self, reader: VideoReader, opened: OpenedVideo) -> Sequence[Any]:
+        """Return what is made of one video.
+
+        Raises:
+            VideoReadError: If it cannot be used; it is then skipped, and counted.
+        """
+        raise NotImplementedError
+
+
+class ClipDataset(VideoDataset):
+    """Makes inputs for pre-training of the videos that `RecordRequest`s name.
 
     Args:
         records: The videos.
@@ -117,34 +173,22 @@ class ClipDataset(Dataset):
         targets_on: TargetsOn = "workers",
         stored_tracks: StoredTracks | None = None,
     ):
-        self.name = records.name
-        # A stream's records come with their requests; only rows are looked up here.
-        self.rows = None if records.num_records is None else records.dataset
-        self.processor = processor
         self.sampling = sampling or ClipSampling()
+        super().__init__(records, self.sampling.reader)
+        self.processor = processor
         self.return_targets = return_targets
         self.sends_raw_clips = sends_raw_clips(return_targets, targets_on)
         self.stored_tracks = stored_tracks if return_targets else None
 
-    def __getitem__(self, request: RecordRequest) -> ClipResult:
-        """Return the samples of one video, or the cause why it cannot be read.
+    def samples_of(self, reader: VideoReader, opened: OpenedVideo) -> Sequence[Any]:
+        """Return the samples of one video.
 
         Raises:
             StoredTracksError: If the run reads stored tracks and this video's are missing, damaged or do not fit it.
         """
-        record = request.record if isinstance(request.record, Mapping) else self.rows[request.record]
-        source = source_name(record["video"], self.name, request.record)
-        generator = torch.Generator().manual_seed(request.seed)
-        try:
-            video = openable(record["video"])
-            with open_video(video, backend=self.sampling.reader) as reader:
-                motion = self._motion(video, source, reader) if self.stored_tracks is not None else None
-                samples = tuple(self._samples(reader, generator, motion))
-        except VideoReadError as error:
-            return ClipResult(source, (), BadVideo(source, str(error.cause)), request.next_cursor)
-        except OSError as error:  # a remote file that is gone, or a disk that fails
-            return ClipResult(source, (), BadVideo(source, f"{type(error).__name__}: {error}"), request.next_cursor)
-        return ClipResult(source, samples, None, request.next_cursor)
+        is_stored = self.stored_tracks is not None
+        motion = self._motion(opened.video, opened.source, reader) if is_stored else None
+        return self._samples(reader, opened.generator, motion)
 
     def _motion(self, video: str | bytes, source: str, reader: VideoReader) -> StoredMotion:
         motion = self.stored_tracks.motion_of(video, source)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+from collections.abc import Callable, Sequence
 from multiprocessing.context import BaseContext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from .clips import ClipCollator, ClipDataset, ClipSampling, TargetsOn
+from .clips import ClipCollator, ClipDataset, ClipResult, ClipSampling, TargetsOn, VideoDataset
 from .ordering import ClipBatchSampler
 
 if TYPE_CHECKING:
@@ -58,11 +59,37 @@ def build_clip_loader(
             "Choose a multiple: it counts clips, not videos."
         )
     targets = {"return_targets": return_targets, "targets_on": targets_on}
-    return DataLoader(
+    return video_loader(
         ClipDataset(records, processor, sampling, stored_tracks=stored_tracks, **targets),
-        batch_sampler=ClipBatchSampler(records, batch_size=batch_size // sampling.samples_per_video, **order_options),
+        ClipBatchSampler(records, batch_size=batch_size // sampling.samples_per_video, **order_options),
+        ClipCollator(processor, **targets),
         num_workers=num_workers,
-        collate_fn=ClipCollator(processor, **targets),
+        pin_memory=pin_memory,
+    )
+
+
+def video_loader(
+    dataset: VideoDataset,
+    batch_sampler: ClipBatchSampler,
+    collator: Callable[[Sequence[ClipResult]], dict[str, Any]],
+    *,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Return a loader whose workers decode and do nothing else, and end with the run.
+
+    Args:
+        dataset: Makes samples of videos.
+        batch_sampler: Says which.
+        collator: Makes a batch of what came of them.
+        num_workers: Processes that decode; 0 decodes in the calling process.
+        pin_memory: Whether batches are copied to pinned memory, for a GPU.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        num_workers=num_workers,
+        collate_fn=collator,
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
         multiprocessing_context=_worker_context() if num_workers else None,

@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+import torch
+from conftest import write_video
+
+from mme_hf import MMEVideoProcessor, open_video
+from mme_hf.data import VideoRecords, load_folder_records
+from mme_hf.data.labelled_clips import (
+    NO_LABEL,
+    Augmentation,
+    ViewSampling,
+    build_labelled_loader,
+    check_labels,
+    crop_corners,
+)
+
+GENERATOR = torch.Generator()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        # 20 frames, 4 of stride 3: a window of 10 frames may start at 0 to 10; one sits in the middle.
+        ({}, [[5, 8, 11, 14]]),
+        ({"num_segments": 3}, [[0, 3, 6, 9], [5, 8, 11, 14], [10, 13, 16, 19]]),
+        # Parts of 5 frames; their middles are at 2.5, 7.5, ...; two views lie at a quarter and three quarters.
+        ({"frame_sampling": "segments"}, [[2, 7, 12, 17]]),
+        ({"frame_sampling": "segments", "num_segments": 2}, [[1, 6, 11, 16], [3, 8, 13, 18]]),
+        ({"frame_order": "reversed"}, [[14, 11, 8, 5]]),
+        ({"frame_order": "frozen"}, [[11, 11, 11, 11]]),
+    ],
+)
+def test_views_are_spread_over_the_video(sampling, expected):
+    assert ViewSampling(**sampling).clip_frames(20, 4, 3, GENERATOR) == expected
+
+
+def test_shuffled_frames_are_the_same_frames():
+    (shuffled,) = ViewSampling(frame_order="shuffled").clip_frames(80, 16, 4, torch.Generator().manual_seed(0))
+    (forwards,) = ViewSampling().clip_frames(80, 16, 4, GENERATOR)
+    assert shuffled != forwards and sorted(shuffled) == forwards
+
+
+@pytest.mark.parametrize("frame_sampling", ["dense", "segments"])
+def test_random_clips_reach_the_whole_video_and_stay_in_it(frame_sampling):
+    sampling = ViewSampling(frame_sampling=frame_sampling, augmentation=Augmentation(), samples_per_video=200)
+    clips = sampling.clip_frames(20, 4, 3, torch.Generator().manual_seed(0))
+    assert len(clips) == 200 and {min(map(min, clips)), max(map(max, clips))} == {0, 19}
+    assert all(clip == sorted(clip) and len(set(clip)) == 4 for clip in clips)
+
+
+@pytest.mark.parametrize(("num_available", "expected"), [(1, [0, 0, 0, 0]), (3, [0, 1, 2, 2]), (8, [0, 2, 4, 6])])
+def test_a_short_video_has_a_shorter_stride_and_then_repeats_its_last_frame(num_available, expected):
+    assert ViewSampling().clip_frames(num_available, 4, 3, GENERATOR) == [expected]
+
+
+def test_crops_go_from_end_to_end_of_the_longer_side():
+    assert crop_corners((10, 20), (10, 10), 3) == [(0, 0), (0, 5), (0, 10)]
+    assert crop_corners((20, 10), (10, 10), 3) == [(0, 0), (5, 0), (10, 0)]
+    assert crop_corners((12, 20), (10, 10), 1) == [(1, 5)]
+    with pytest.raises(ValueError, match=r"crop_size \(30, 10\) does not fit into frames resized to \(20, 10\)"):
+        crop_corners((20, 10), (30, 10), 1)
+
+
+def test_values_out_of_range_are_refused():
+    for options, message in (
+        ({"frame_sampling": "sparse"}, r"frame_sampling \('sparse'\) must be one of"),
+        ({"frame_order": "backwards"}, r"frame_order \('backwards'\) must be one of"),
+        ({"num_crops": 0}, r"num_crops \(0\) must be at least 1"),
+        ({"reader": "vlc"}, r"reader \('vlc'\) must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ViewSampling(**options)
+    for options, message in (
+        ({"min_crop_scale": 0}, r"min_crop_scale \(0\)"),
+        ({"flip_probability": 2}, r"flip_probability \(2\)"),
+        ({"rand_augment_magnitude": 31}, r"rand_augment_magnitude \(31\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Augmentation(**options)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """Two classes, three videos of 12 frames that are brighter from left to right, and one file that is no video."""
+    root = tmp_path_factory.mktemp("actions")
+    ramp = np.broadcast_to(np.linspace(20, 220, 64, dtype=np.uint8)[None, None, :, None], (12, 32, 64, 3))
+    for name in ("jump/a.mp4", "jump/b.mp4", "run/c.mp4"):
+        (root / name).parent.mkdir(exist_ok=True)
+        write_video(root / name, ramp)
+    (root / "run" / "broken.mp4").write_bytes(b"no video")
+    return load_folder_records(root)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    return MMEVideoProcessor(num_frames=4, frame_stride=2, **size)
+
+
+def test_views_are_the_crops_that_the_processor_would_make_one_by_one(records: VideoRecords, processor):
+    sampling = ViewSampling(num_segments=2, num_crops=3)
+    loader = build_labelled_loader(
+        records, processor, videos_per_batch=2, sampling=sampling, shuffle=False, num_epochs=1
+    )
+    batches = list(loader)
+    assert [len(batch["pixel_values"]) for batch in batches] == [12, 6]
+    assert batches[0]["places"] == [0] * 6 + [1] * 6 and batches[1]["places"] == [3] * 6
+    assert [batch["labels"].tolist() for batch in batches] == [[0] * 12, [1] * 6]
+    assert [bad.source.rsplit("/", 1)[-1] for bad in batches[1]["bad_videos"]] == ["broken.mp4"]
+    views = batches[0]["pixel_values"][:6].unflatten(0, (2, 3))
+    frames = records.dataset[0]["video"]["path"]
+    with open_video(frames) as reader:
+        for time, start in enumerate((0, 5)):  # windows of 7 of the 12 frames
+            raw = reader.frames_at(range(start, start + 7, 2))
+            for crop, left in enumerate((0, 16, 32)):
+                box = {"crop_box": (left, 0, 32, 32), "do_sample_frames": False, "return_tensors": "pt"}
+                torch.testing.assert_close(views[time, crop], processor(raw, **box)["pixel_values"][0])
+
+
+def test_augmented_clips_depend_on_the_seed_alone(records, processor):
+    sampling = ViewSampling(augmentation=Augmentation(), samples_per_video=2)
+
+    def batch(seed, num_workers=0):
+        options = {"videos_per_batch": 2, "sampling": sampling, "seed": seed, "num_workers": num_workers}
+        return next(iter(build_labelled_loader(records, processor, **options)))["pixel_values"]
+
+    state = torch.random.get_rng_state()
+    first = batch(0)
+    assert torch.equal(torch.random.get_rng_state(), state)  # the training loop's randomness is its own
+    assert torch.equal(first, batch(0, num_workers=1)) and not torch.equal(first, batch(1))
+    assert not torch.equal(first[0], first[1])  # two draws of one video
+    assert first.shape[1:] == (4, 3, 32, 32) and first.isfinite().all()
+
+
+def test_without_any_augmentation_a_random_clip_is_the_frame_resized(records, processor):
+    plain = Augmentation(min_crop_scale=1, flip_probability=0, rand_augment_num_ops=0, random_erasing_probability=0)
+    loader = build_labelled_loader(
+        records, processor, videos_per_batch=1, sampling=ViewSampling(augmentation=plain), shuffle=False
+    )
+    clip = next(iter(loader))["pixel_values"][0]
+    # Brightness rises to the right in every row: neither mirrored nor erased.
+    assert (clip.mean((0, 1, 2)).diff() > 0).all()
+
+
+def test_records_without_labels_are_told_apart(tmp_path, records, processor):
+    write_video(tmp_path / "a.mp4", np.zeros((4, 32, 32, 3), np.uint8))
+    unlabelled = load_folder_records(tmp_path)
+    with pytest.raises(ValueError, match=r"has no labels. Give class folders"):
+        check_labels(unlabelled)
+    batch = next(iter(build_labelled_loader(unlabelled, processor, videos_per_batch=1)))
+    assert batch["labels"].tolist() == [NO_LABEL]
+    check_labels(records)
+    check_labels(records, {0: "jump", 1: "run"})
+    with pytest.raises(ValueError, match=r"2 classes and the model 2; they are the same in another order"):
+        check_labels(records, {0: "run", 1: "jump"})
+    with pytest.raises(ValueError, match=r"2 classes and the model 3; they differ in \['sit'\]"):
+        check_labels(records, {0: "jump", 1: "run", 2: "sit"})
