@@ -10,7 +10,7 @@ from teachers import save_teacher
 
 from mme_hf import MMEForPreTraining
 from mme_hf.training import PretrainingArguments
-from mme_hf.training.arguments import parse_arguments
+from mme_hf.training.parsing import parse_arguments
 from mme_hf.training.setup import (
     build_model_and_processor,
     check_output_dir,

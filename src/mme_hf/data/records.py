@@ -52,6 +52,33 @@ class VideoRecords:
         """Return the same videos as a stream."""
         return replace(self, dataset=self.dataset.to_iterable_dataset(), num_records=None)
 
+    def relabelled(self, label_names: Sequence[str]) -> VideoRecords:
+        """Return the same videos with their classes numbered as in `label_names`, those of a model.
+
+        Raises:
+            ValueError: If the videos have no classes, or one that is not among `label_names`.
+        """
+        if not self.label_names:
+            raise ValueError(
+                f"{self.name} has no labels. Give class folders, a manifest of 'path label' lines, or a data set with "
+                "a ClassLabel column 'label'."
+            )
+        unknown = [name for name in self.label_names if name not in label_names]
+        if unknown:
+            raise ValueError(
+                f"{self.name} has classes that the model does not know, {len(unknown)} in all, such as {unknown[0]!r}; "
+                f"the model knows {len(label_names)}, such as {label_names[0]!r}."
+            )
+        if tuple(label_names) == self.label_names:
+            return self
+        number_of = [list(label_names).index(name) for name in self.label_names]
+        if self.num_records is None:
+            dataset = self.dataset.map(lambda record: {**record, "label": number_of[record["label"]]})
+        else:
+            labels = [number_of[label] for label in self.dataset["label"]]
+            dataset = self.dataset.remove_columns("label").add_column("label", labels)
+        return replace(self, dataset=dataset, label_names=tuple(label_names))
+
     def limited(self, max_records: int) -> VideoRecords:
         """Return at most `max_records` of the videos: evenly spread over a data set, the first ones of a stream."""
         if self.num_records is None:

@@ -25,7 +25,8 @@ from ..data import ClipSampling, VideoRecords, build_clip_loader
 from ..motion_targets_mme import MotionClip, build_targets
 from ..position_target_mme import PositionTarget
 from ..raw_clips_mme import RawClips
-from ..training.arguments import PretrainingArguments, parse_arguments
+from ..training.arguments import PretrainingArguments
+from ..training.parsing import parse_arguments
 from ..training.setup import (
     build_model_and_processor,
     check_output_dir,

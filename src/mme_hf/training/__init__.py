@@ -1,11 +1,12 @@
 """What a training loop needs besides Accelerate: arguments, schedule, updates, exact checkpoints, evaluation."""
 
-from .arguments import ExtractionArguments, PretrainingArguments, parse_arguments
+from .arguments import ExtractionArguments, PretrainingArguments
 from .batch_inputs import BatchInputs
 from .checkpointing import latest_checkpoint
 from .evaluation import MeanPredictor, NothingToExplainError, explained_share
 from .held_out import report_explained_share
 from .optimization import build_optimizer, build_scheduler, parameter_groups, scaled_learning_rate
+from .parsing import parse_arguments
 from .progress import ProgressReporter, announce_result, announce_run, put_earlier_run_aside, set_up_logging
 from .run_state import RunState
 from .updates import NonFiniteLossError, UpdateReport, run_update

@@ -213,14 +213,7 @@ def load_records(args: PretrainingArguments) -> tuple[VideoRecords, VideoRecords
     """
     train = load_training_records(args)
     if args.has_validation_data:
-        if args.validation_split:
-            options = {"config_name": args.dataset_config_name, "streaming": args.streaming}
-            validation = load_dataset_records(args.dataset_name, split=args.validation_split, **options)
-        elif args.validation_dir:
-            validation = load_folder_records(args.validation_dir, flag="validation_dir")
-        else:
-            validation = load_manifest_records(args.validation_manifest, flag="validation_manifest")
-        return train, validation, 0.0
+        return train, load_validation_records(args), 0.0
     has_own_data = args.dataset_name or args.train_dir or args.train_manifest
     fraction = args.held_out_fraction
     if fraction is None:
@@ -239,6 +232,18 @@ def load_training_records(args: Any) -> VideoRecords:
     if args.train_manifest:
         return load_manifest_records(args.train_manifest)
     return load_sample_records()
+
+
+def load_validation_records(args: Any) -> VideoRecords | None:
+    """Return the videos that `validation_split`, `validation_dir` or `validation_manifest` names; None without any."""
+    if args.validation_split:
+        options = {"config_name": args.dataset_config_name, "streaming": args.streaming}
+        return load_dataset_records(args.dataset_name, split=args.validation_split, **options)
+    if args.validation_dir:
+        return load_folder_records(args.validation_dir, flag="validation_dir")
+    if args.validation_manifest:
+        return load_manifest_records(args.validation_manifest, flag="validation_manifest")
+    return None
 
 
 def open_stored_tracks(

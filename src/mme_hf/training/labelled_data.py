@@ -1,0 +1,113 @@
+"""Labelled videos for classifiers: their flags, the records these name, and the processor that cuts them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..configuration_mme import MMEConfig
+from ..data import VideoRecords
+from ..data.labelled_clips import FRAME_SAMPLINGS
+from ..video import check_backend
+from ..video_processing_mme import MMEVideoProcessor
+from .parsing import flag
+
+PROCESSOR_FILE = "video_preprocessor_config.json"
+
+
+@dataclass
+class LabelledDataArguments:
+    """Which labelled videos to read, and which frames of them."""
+
+    dataset_name: str | None = flag(None, "HF data set with a Video column: a name on the Hub or a local folder.")
+    dataset_config_name: str | None = flag(None, "Configuration of that data set.")
+    dataset_split: str = flag("train", "Split of that data set to train on.")
+    validation_split: str | None = flag(None, "Split of that data set to judge by.")
+    streaming: bool = flag(False, "Read the data set record by record instead of downloading it first.")
+    train_dir: str | None = flag(None, "Folder of class folders.")
+    train_manifest: str | None = flag(None, "Text or CSV file of 'path label' lines.")
+    validation_dir: str | None = flag(None, "Like train_dir, for the videos to judge by.")
+    validation_manifest: str | None = flag(None, "Like train_manifest, for the videos to judge by.")
+    frame_sampling: str = flag(
+        "dense", "'dense' takes frames frame_stride apart; 'segments' one of each of equal parts of the whole video."
+    )
+    num_frames: int | None = flag(None, "Frames of a clip. Default: the model's.")
+    frame_stride: int | None = flag(None, "Raw frames from one to the next. Default: the model's processor's.")
+    image_size: int | None = flag(None, "Side of the square input in pixels. Default: the model's.")
+    reader: str = flag("auto", "Video reader: auto, decord, pyav or torchcodec.")
+    dataloader_num_workers: int | None = flag(None, "Decoding processes of each process. Default: by cores.")
+    max_bad_fraction: float = flag(0.05, "Stop once a larger share of the videos cannot be read.")
+    on_bad_video: str = flag("skip", "'skip' counts and lists unreadable videos; 'error' stops at the first.")
+
+    def check_data(self) -> None:
+        """Raise ValueError if a flag of this class has a value that it cannot have."""
+        if self.frame_sampling not in FRAME_SAMPLINGS:
+            raise ValueError(f"frame_sampling ({self.frame_sampling!r}) must be one of {list(FRAME_SAMPLINGS)}.")
+        for name in ("num_frames", "frame_stride", "image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} ({value}) must be at least 1.")
+        if self.dataloader_num_workers is not None and self.dataloader_num_workers < 0:
+            raise ValueError(f"dataloader_num_workers ({self.dataloader_num_workers}) must be at least 0.")
+        check_backend(self.reader, "reader")
+        validations = [
+            name for name in ("validation_split", "validation_dir", "validation_manifest") if getattr(self, name)
+        ]
+        if len(validations) > 1:
+            raise ValueError(f"{' and '.join(validations)} name different data. Give one of them.")
+
+
+def label_mappings(records: VideoRecords) -> dict[str, dict]:
+    """Return `id2label` and `label2id` of a data set's classes, as a configuration takes them."""
+    names = records.label_names
+    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+
+
+def label_names_of(config: MMEConfig) -> tuple[str, ...]:
+    """Return the names of a classifier's classes in their order."""
+    return tuple(config.id2label[number] for number in range(config.num_labels))
+
+
+def processor_of(model_name_or_path: str, config: MMEConfig, args: LabelledDataArguments) -> MMEVideoProcessor:
+    """Return the processor saved with a model, changed by the flags that are given.
+
+    A checkpoint without one of ours (a VideoMAE's) gets a new one, made for the model's usual input.
+
+    Args:
+        model_name_or_path: Where the model is from.
+        config: Of the model.
+        args: With the flags.
+
+    Raises:
+        ValueError: If what is asked for does not fit the model's patches and tubelets.
+    """
+    changes = _changes(args)
+    height, width = config.frame_size
+    if args.image_size is None:
+        side = {"size": {"shortest_edge": min(height, width)}, "crop_size": {"height": height, "width": width}}
+    else:
+        if args.image_size % config.patch_size:
+            raise ValueError(
+                f"image_size ({args.image_size}) does not divide by patch_size ({config.patch_size}) of the model."
+            )
+        side = {}
+    if changes.get("num_frames", config.num_frames) % config.tubelet_size:
+        raise ValueError(
+            f"num_frames ({args.num_frames}) does not divide by tubelet_size ({config.tubelet_size}) of the model."
+        )
+    try:
+        return MMEVideoProcessor.from_pretrained(model_name_or_path, **changes)
+    except (OSError, TypeError, ValueError):
+        if (Path(model_name_or_path) / PROCESSOR_FILE).is_file():
+            raise  # there is one of ours, and it does not load
+    own = {"num_frames": config.num_frames, "patch_size": config.patch_size, "tubelet_size": config.tubelet_size}
+    return MMEVideoProcessor(**{**own, **side, **changes})
+
+
+def _changes(args: LabelledDataArguments) -> dict[str, Any]:
+    changes = {name: getattr(args, name) for name in ("num_frames", "frame_stride")}
+    if args.image_size is not None:
+        side = args.image_size
+        changes |= {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    return {name: value for name, value in changes.items() if value is not None}
