@@ -239,3 +239,24 @@ def test_a_limit_spreads_over_the_videos(tmp_path):
     records = load_folder_records(tmp_path).limited(3)
     assert [path.split("/")[-1] for path in paths_of(records)] == ["0.mp4", "3.mp4", "6.mp4"]
     assert records.limited(5).num_records == 3
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_classes_are_numbered_as_a_model_has_them(tmp_path, is_stream):
+    for name in ("walk/a.mp4", "jump/b.mp4", "walk/c.mp4"):
+        touch(tmp_path / name)
+    records = load_folder_records(tmp_path)
+    records = records.streamed() if is_stream else records
+    # Alphabetically jump is 0 and walk 1; the files come in the order b, a, c.
+    renumbered = records.relabelled(("walk", "run", "jump"))
+    assert [record["label"] for record in renumbered.dataset] == [2, 0, 0]
+    assert renumbered.label_names == ("walk", "run", "jump")
+    assert records.relabelled(("jump", "walk")) is records
+    with pytest.raises(ValueError, match=r"classes that the model does not know, 1 in all, such as 'walk'"):
+        records.relabelled(("jump", "run"))
+
+
+def test_videos_without_classes_cannot_be_numbered(tmp_path):
+    touch(tmp_path / "a.mp4")
+    with pytest.raises(ValueError, match="has no labels. Give class folders"):
+        load_folder_records(tmp_path).relabelled(("jump",))
