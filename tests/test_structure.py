@@ -78,8 +78,8 @@ ALLOWED = {
         "video_processing_mme",
     },
 }
-# Run by hand (`python -m mme_hf.motion.report`) and by the examples; named after what they are about, they may import all
-# that is public, as the examples may. Nothing of ours may import them.
+# Run by hand (`python -m mme_hf.motion.report`) and by the examples; named after what they are about, they may import
+# all that is public, as the examples may. Nothing of ours may import them.
 COMMANDS = {SOURCE / "motion" / "report.py", SOURCE / "data" / "prepare.py"}
 CORE_PACKAGES = {"torch", "torchvision", "numpy", "transformers", "huggingface_hub"}
 
