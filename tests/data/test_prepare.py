@@ -299,7 +299,11 @@ def test_a_clip_is_read_from_what_was_prepared(tree, tmp_path, monkeypatch):
         (["ucf101", "--root", "root", "--max_bad_fraction", "5"], "max_bad_fraction (5.0) must lie in [0, 1]"),
         (["ucf101", "--root", "root", "--split", "val"], "argument --split: invalid choice: 'val'"),
         (["ucf101", "--root", "root", "--split", "validation"], "split ('validation') has no annotations in root"),
-        (["ucf101", "--root", "root", "--output", "root"], "output ('root') holds more than"),
+        (["ucf101", "--root", "root", "--output", "root"], "/root') holds more than a data set that this command made"),
+        (
+            ["ucf101", "--root", "root", "--output", "other"],
+            "/other') holds more than a data set that this command made",
+        ),
         (["ssv2", "--root", "root"], "root ('root') is no ssv2: there is no labels.json. Expected: 20bn-something"),
         (["hmdb51", "--root", "root"], "there is no <class>_test_split1.txt. Expected: <class>/<video>.avi"),
         (["kinetics400", "--root", "root"], "there is no CSV file with the columns youtube_id, time_start, time_end"),
@@ -309,12 +313,14 @@ def test_a_clip_is_read_from_what_was_prepared(tree, tmp_path, monkeypatch):
 )
 def test_a_mistake_ends_with_one_line(argv, message, tree, tmp_path, monkeypatch, capsys):
     tree(ucf(f"{EYES[0]} 1\n", ""), [f"UCF-101/{EYES[0]}"])
+    (tmp_path / "other" / "data").mkdir(parents=True)
+    (tmp_path / "other" / "data" / "mine.parquet").touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         main(argv)
     assert message in stopped.value.code and "\n" not in stopped.value.code
     assert stopped.value.code.startswith("mme_hf.data.prepare: error: ") and capsys.readouterr().err == ""
-    assert not (tmp_path / "outputs").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "root"]
 
 
 @pytest.mark.parametrize(
@@ -338,6 +344,7 @@ def test_the_command_prints_one_line(tree, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["ucf101", "--root", str(root), "--split", "train", "test", "--fold", "1"])
     said = capsys.readouterr()
-    assert said.out.startswith("ucf101-fold1: train 1, test 1 videos of 2 classes in outputs/ucf101-fold1; nothing")
+    folder = tmp_path / "outputs" / "ucf101-fold1"
+    assert said.out.startswith(f"ucf101-fold1: train 1, test 1 videos of 2 classes in {folder}; nothing left out; ")
     assert said.out.count("\n") == 1 and said.err == ""
-    assert opened(tmp_path / "outputs" / "ucf101-fold1", "test") == [(f"UCF-101/{ARROWS[0]}", "Archery")]
+    assert opened(folder, "test") == [(f"UCF-101/{ARROWS[0]}", "Archery")]

@@ -133,7 +133,7 @@ def prepare_set(
         raise ValueError(f"max_bad_fraction ({max_bad_fraction}) must lie in [0, 1], such as 0.05.")
     published = PUBLISHED_SETS[name]
     full_name = f"{name}-fold{fold}" if published.num_folds > 1 else name
-    folder = Path(output or Path("outputs") / full_name)
+    folder = Path(os.path.abspath(output or Path("outputs") / full_name))  # "." has no name of its own
     _check_output(folder)
     annotations, index = _read_tree(name, published, fold, root, videos_dir, annotations_dir)
     annotated = [part for part in PARTS if any(entry.part == part for entry in annotations.entries)]
@@ -295,10 +295,16 @@ def _notes(
 
 
 def _check_output(folder: Path) -> None:
-    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {"data"}):
+    # What is there is replaced; it must be nothing else than what this command made.
+    made = {folder / "data", *(_parquet(folder, part) for part in PARTS)}
+    if folder.exists() and not (folder.is_dir() and all(path in made for path in folder.rglob("*"))):
         raise ValueError(
             f"output ({str(folder)!r}) holds more than a data set that this command made. Name another folder."
         )
+
+
+def _parquet(folder: Path, part: str) -> Path:
+    return folder / "data" / f"{part}-00000-of-00001.parquet"
 
 
 def _write(folder: Path, parts: dict[str, list[tuple[Path, int | None]]], class_names: Sequence[str]) -> None:
@@ -314,7 +320,7 @@ def _write(folder: Path, parts: dict[str, list[tuple[Path, int | None]]], class_
         columns = {"video": [str(path) for path, _ in videos], "label": [number for _, number in videos]}
         # Unlike save_to_disk, to_parquet leaves the videos where they are.
         dataset = Dataset.from_dict(columns, features=features)
-        dataset.to_parquet(unfinished / "data" / f"{part}-00000-of-00001.parquet")
+        dataset.to_parquet(_parquet(unfinished, part))
     if folder.exists():
         shutil.rmtree(folder)
     unfinished.rename(folder)
