@@ -423,9 +423,9 @@ def test_drop_path_is_of_training_alone_and_gradient_reaches_every_parameter():
 @torch.no_grad()
 def test_processor_to_logits():
     processor = MMEVideoProcessor(
-        size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}, num_frames=4, frame_stride=1
+        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, num_frames=4, frame_stride=1
     )
-    video = torch.randint(0, 256, (9, 3, 12, 16), dtype=torch.uint8)
+    video = torch.randint(0, 256, (9, 3, 20, 24), dtype=torch.uint8)
     model = small_model()
     assert model(**processor([video, video], return_tensors="pt")).logits.shape == (2, 3)
 

@@ -6,7 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification, VideoMAEModel
+from transformers import (
+    AutoConfig,
+    VideoMAEConfig,
+    VideoMAEForPreTraining,
+    VideoMAEForVideoClassification,
+    VideoMAEModel,
+)
 
 from mme_hf import MMEForPreTraining, MMEForVideoClassification, MMEModel
 from mme_hf.videomae_weights_mme import config_dict_of_videomae, mme_fields_of_videomae
@@ -173,6 +179,20 @@ def test_other_classes_need_a_new_head(tmp_path):
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert model.config.id2label == names and model.config.drop_path_rate == 0.1
     assert model.classifier.weight.abs().max() < 1e-3
+
+
+@torch.no_grad()
+def test_takes_a_configuration_that_was_loaded_before(tmp_path):
+    videomae = small_videomae()
+    videomae.save_pretrained(tmp_path)
+    expected = videomae(clips()).logits
+    for config in (
+        AutoConfig.from_pretrained(tmp_path),
+        MMEForVideoClassification.from_pretrained(tmp_path).config,
+    ):
+        model, report = MMEForVideoClassification.from_pretrained(tmp_path, config=config, output_loading_info=True)
+        assert not any(report.values()), report
+        torch.testing.assert_close(model(clips()).logits, expected, rtol=0, atol=1e-5)
 
 
 def test_configurations():

@@ -73,7 +73,8 @@ class MMEAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         if hidden_states.shape[0] == 0:
-            attention_interface = eager_attention_forward  # flash attention refuses an empty batch
+            # Flash attention refuses an empty batch, and its masks have another shape.
+            attention_interface, attention_mask = eager_attention_forward, None
         attention_output, attention_weights = attention_interface(
             self,
             query,

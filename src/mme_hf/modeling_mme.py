@@ -87,8 +87,8 @@ class MMEPreTrainedModel(PreTrainedModel):
         of_videomae = config_dict_of_videomae(pretrained_model_name_or_path, kwargs)
         if of_videomae is None:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-        if config is None:
-            fields = mme_fields_of_videomae(of_videomae)
+        if config is None or getattr(config, "model_type", None) == "videomae":
+            fields = mme_fields_of_videomae(of_videomae if config is None else config.to_dict())
             config, kwargs = cls.config_class.from_dict(fields, return_unused_kwargs=True, **kwargs)
         kwargs["key_mapping"] = VIDEOMAE_KEY_MAPPING
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
