@@ -1,17 +1,12 @@
-"""Conversion of published layouts: pre-training against a NumPy reading of them, classifiers against transformers."""
+"""Conversion of the published pre-training layout, against a NumPy reading of METHOD.md on the published names."""
 
 import math
-from argparse import Namespace
-from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
-from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
-from mme_hf import MMEModel
-from mme_hf.checkpoints import convert_checkpoint, read_checkpoint
+from mme_hf.checkpoints import convert_checkpoint
 
 WIDTH, DECODER_WIDTH, HEADS, DECODER_HEADS = 8, 4, 2, 1
 TUBELET, PATCH, HEAD_HIDDEN = 2, 4, 6
@@ -238,136 +233,3 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_plain_words(tmp_path):
             convert_checkpoint(path)
     with pytest.raises(FileNotFoundError, match="no such checkpoint file"):
         convert_checkpoint(tmp_path / "none.pth")
-
-
-# --- classifiers, and VideoMAE's pre-training ---
-
-
-@pytest.fixture
-def classifier() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(6)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator) * 0.5
-
-    tensors = {
-        "patch_embed.proj.weight": draw(WIDTH, 3, TUBELET, PATCH, PATCH),
-        "patch_embed.proj.bias": draw(WIDTH),
-        "fc_norm.weight": draw(WIDTH),
-        "fc_norm.bias": draw(WIDTH),
-        "head.weight": draw(3, WIDTH),
-        "head.bias": draw(3),
-    }
-    return tensors | published_block("blocks.0", WIDTH, draw) | published_block("blocks.1", WIDTH, draw)
-
-
-CLASSIFIER_OVERRIDES = {"image_size": 8, "num_frames": 4, "num_attention_heads": HEADS}
-
-
-def videomae_of(tensors):
-    """Return transformers' VideoMAE with the weights of a published classifier: an independent reading of them."""
-    config = VideoMAEConfig(
-        image_size=8,
-        patch_size=PATCH,
-        num_frames=4,
-        tubelet_size=TUBELET,
-        hidden_size=WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=HEADS,
-        intermediate_size=2 * WIDTH,
-        layer_norm_eps=1e-6,
-        num_labels=3,
-    )
-    model = VideoMAEForVideoClassification(config).eval()
-    model.fc_norm.eps = 1e-6  # the published value; transformers leaves torch's
-    with torch.no_grad():
-        model.videomae.embeddings.patch_embeddings.projection.weight.copy_(tensors["patch_embed.proj.weight"])
-        model.videomae.embeddings.patch_embeddings.projection.bias.copy_(tensors["patch_embed.proj.bias"])
-        for index, layer in enumerate(model.videomae.encoder.layer):
-            own = {name.removeprefix(f"blocks.{index}."): tensor for name, tensor in tensors.items()}
-            attention = layer.attention.attention
-            for part, rows in zip(["query", "key", "value"], own["attn.qkv.weight"].chunk(3), strict=True):
-                getattr(attention, part).weight.copy_(rows)
-            attention.query.bias.copy_(own["attn.q_bias"])
-            attention.value.bias.copy_(own["attn.v_bias"])
-            for ours, published in (
-                (layer.layernorm_before, "norm1"),
-                (layer.layernorm_after, "norm2"),
-                (layer.attention.output.dense, "attn.proj"),
-                (layer.intermediate.dense, "mlp.fc1"),
-                (layer.output.dense, "mlp.fc2"),
-            ):
-                ours.weight.copy_(own[f"{published}.weight"])
-                ours.bias.copy_(own[f"{published}.bias"])
-        for ours, published in ((model.fc_norm, "fc_norm"), (model.classifier, "head")):
-            ours.weight.copy_(tensors[f"{published}.weight"])
-            ours.bias.copy_(tensors[f"{published}.bias"])
-    return model
-
-
-def test_a_published_classifier_computes_what_transformers_videomae_does(tmp_path, classifier):
-    torch.save({"module": classifier}, tmp_path / "classifier.pt")
-    model = convert_checkpoint(tmp_path / "classifier.pt", **CLASSIFIER_OVERRIDES)
-    video = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        torch.testing.assert_close(model(video).logits, videomae_of(classifier)(video).logits, rtol=1e-5, atol=1e-5)
-
-
-def test_a_deepspeed_file_and_a_saved_command_line_are_read_as_what_they_hold(tmp_path, classifier):
-    bookkeeping = {
-        "optimizer": None,
-        "ds_version": "0.14",
-        "param_shapes": [OrderedDict(head=torch.Size([3, WIDTH]))],
-        "args": Namespace(lr=1e-3),
-    }
-    torch.save({"module": classifier, **bookkeeping}, tmp_path / "mp_rank_00_model_states.pt")
-    save_file(classifier, tmp_path / "classifier.safetensors")
-    models = [
-        convert_checkpoint(tmp_path / name, **CLASSIFIER_OVERRIDES)
-        for name in ("mp_rank_00_model_states.pt", "classifier.safetensors")
-    ]
-    for name, tensor in models[0].state_dict().items():
-        assert torch.equal(tensor, models[1].state_dict()[name]), name
-    assert torch.equal(models[0].classifier.weight, classifier["head.weight"])
-
-
-def test_names_of_classes_go_with_their_number(tmp_path, classifier):
-    torch.save({"model": classifier}, tmp_path / "classifier.pth")
-    names = {0: "jump", 1: "run", 2: "sit"}
-    config = convert_checkpoint(tmp_path / "classifier.pth", id2label=names, **CLASSIFIER_OVERRIDES).config
-    assert config.id2label == names and config.num_labels == 3
-    with pytest.raises(ValueError, match=r"id2label names 2 classes; the checkpoint has 3"):
-        convert_checkpoint(tmp_path / "classifier.pth", id2label={0: "jump", 1: "run"}, **CLASSIFIER_OVERRIDES)
-
-
-def test_tensors_a_classifier_has_no_place_for_are_named(tmp_path, classifier):
-    torch.save({"model": {**classifier, "norm.weight": torch.ones(WIDTH)}}, tmp_path / "classifier.pth")
-    with pytest.raises(ValueError, match=r"has no place for norm\.weight"):
-        convert_checkpoint(tmp_path / "classifier.pth", **CLASSIFIER_OVERRIDES)
-    del classifier["fc_norm.bias"]
-    torch.save({"model": classifier}, tmp_path / "classifier.pth")
-    with pytest.raises(ValueError, match=r"lacks fc_norm\.bias"):
-        convert_checkpoint(tmp_path / "classifier.pth", **CLASSIFIER_OVERRIDES)
-
-
-def test_of_videomaes_pretraining_the_encoder_is_taken_and_the_rest_told(tmp_path, published):
-    tensors = {name: tensor for name, tensor in published.items() if name.startswith("encoder.")}
-    others = {
-        "mask_token": torch.zeros(1, 1, DECODER_WIDTH),
-        "encoder_to_decoder.weight": torch.zeros(DECODER_WIDTH, WIDTH),
-        "decoder.norm.weight": torch.zeros(DECODER_WIDTH),
-        "decoder.head.weight": torch.zeros(96, DECODER_WIDTH),
-        **published_block("decoder.blocks.0", DECODER_WIDTH, torch.zeros),
-    }
-    torch.save({"model": tensors | others}, tmp_path / "videomae.pth")
-    converted = read_checkpoint(tmp_path / "videomae.pth", **CLASSIFIER_OVERRIDES)
-    assert type(converted.model) is MMEModel and converted.layout == "VideoMAE pre-training"
-    assert set(converted.left_out) == set(others)
-    # The same encoder as in MME's layout.
-    torch.save({"model": published}, tmp_path / "mme.pth")
-    encoder = convert_checkpoint(tmp_path / "mme.pth", **OVERRIDES).mme
-    for name, tensor in encoder.state_dict().items():
-        assert torch.equal(tensor, converted.model.state_dict()[name]), name
-    torch.save({"model": tensors | others | {"decoder.surprise": torch.zeros(1)}}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"has no place for decoder\.surprise"):
-        convert_checkpoint(tmp_path / "other.pth", **CLASSIFIER_OVERRIDES)
