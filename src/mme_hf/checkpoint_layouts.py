@@ -14,6 +14,7 @@ Tensors = Mapping[str, torch.Tensor]
 # Heads are 64 values wide, but for the published ViT-H and ViT-g; no tensor's shape tells.
 _HEAD_DIM = 64
 _NUM_HEADS = {1280: 16, 1408: 16}
+_KINDS = ("weight", "bias")
 _BLOCK_TENSORS = (
     (r"norm1\.(weight|bias)", r"layernorm_before.\2"),
     (r"norm2\.(weight|bias)", r"layernorm_after.\2"),
@@ -160,7 +161,6 @@ def _decoder_of_videomae(tensors: Tensors) -> list[str]:
     ]
 
 
-_KINDS = ("weight", "bias")
 LAYOUTS: tuple[CheckpointLayout, ...] = (
     CheckpointLayout(
         name="MME pre-training",
