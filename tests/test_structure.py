@@ -69,7 +69,8 @@ ALLOWED = {
     "motion": {"point_tracking_mme", "trajectories_mme", "wording"},
     "hub": set(),
     "data": {"_version", "hub", "motion", "raw_clips_mme", "video", "video_processing_mme"},
-    "checkpoints": {"configuration_mme", "modeling_mme"},
+    "checkpoint_layouts": {"modeling_mme"},
+    "checkpoints": {"checkpoint_layouts", "configuration_mme", "modeling_mme"},
     "drawing": set(),
     "visualization": {
         "drawing",
