@@ -14,6 +14,7 @@ from huggingface_hub.utils import get_session
 PUSHED = (
     "README.md",
     "config.json",
+    "eval_results.json",
     "model*.safetensors",
     "model.safetensors.index.json",
     "motion.png",

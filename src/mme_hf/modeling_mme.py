@@ -607,7 +607,9 @@ class MMEForVideoClassification(MMEPreTrainedModel):
     ) -> torch.Tensor:
         is_mixed = self.config.problem_type == "single_label_classification" and labels.is_floating_point()
         if is_mixed:
-            loss = nn.functional.cross_entropy(logits, labels)
+            # Their mean would not be a number for no clips, and a process without one must keep step with the others.
+            losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+            loss = losses.sum() / max(len(losses), 1)
         else:
             loss = self.loss_function(labels, logits, self.config, num_items_in_batch=num_items_in_batch)
         # The call above has told a problem_type that was not given.

@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from ..video import check_backend
 from .parsing import check_one_source, check_report_to, check_smallest, flag, mapping_of
 
-_SMALLEST = {
-    "image_size": 1,
-    "num_frames": 1,
+_SMALLEST_OF_LOOP = {
     "per_device_train_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "samples_per_video": 1,
@@ -25,10 +23,14 @@ _SMALLEST = {
     "checkpointing_steps": 1,
     "checkpoints_total_limit": 1,
     "logging_steps": 1,
+    "seed": 0,
+}
+_SMALLEST = {
+    "image_size": 1,
+    "num_frames": 1,
     "num_eval_clips": 1,
     "max_eval_videos": 1,
     "num_baseline_clips": 1,
-    "seed": 0,
 }
 
 
@@ -110,8 +112,8 @@ class ModelArguments:
 
 
 @dataclass
-class TrainingArguments:
-    """How it is trained, and what is kept."""
+class LoopArguments:
+    """How a model is trained, and what is kept; of every script that trains one."""
 
     output_dir: str = flag("outputs/pretrain", "Folder for the model, checkpoints, logs and reports.")
     per_device_train_batch_size: int = flag(8, "Clips in a batch of one process.")
@@ -127,32 +129,20 @@ class TrainingArguments:
     warmup_epochs: float = flag(0.0, "Epochs of linear warm-up.")
     warmup_steps: int | None = flag(None, "Updates of linear warm-up; wins over warmup_epochs.")
     mixed_precision: str | None = flag(None, "no, fp16 or bf16. Default: what accelerate is configured for.")
-    seed: int = flag(0, "Seed of weights, order, crops, flips and masks.")
+    seed: int = flag(0, "Seed of all that is random: weights, order, crops, flips, masks, mixtures.")
     checkpointing_steps: int | None = flag(None, "Updates between checkpoints. Default: none.")
     checkpoints_total_limit: int | None = flag(3, "Checkpoints to keep.")
     resume_from_checkpoint: str | None = flag(None, "A checkpoint folder, or 'latest' (which may not exist yet).")
-    motion_health: bool = flag(True, "Look at tracks and labels of the first clips, and warn if something is off.")
     logging_steps: int = flag(1, "Updates between two logged values.")
-    num_eval_clips: int = flag(4, "Held-out clips of each video.")
-    max_eval_videos: int = flag(256, "Videos that held-out clips are taken from, at most.")
-    num_baseline_clips: int = flag(128, "Training clips that the mean predictor is of; a stream is read once at most.")
     with_tracking: bool = flag(True, "Log to report_to; --no_with_tracking turns it off.")
     report_to: str = flag("tensorboard", "Tracker of accelerate: tensorboard, wandb, ...")
     push_to_hub: bool = flag(False, "Push the result to the Hub.")
     hub_model_id: str | None = flag(None, "Repository to push to. Default: the output folder's name.")
     hub_token: str | None = flag(None, "Token for the Hub. Default: the one you are logged in with.")
 
-
-@dataclass
-class PretrainingArguments(TrainingArguments, ModelArguments, DataArguments):
-    """Everything that `examples/pretrain.py` can be told."""
-
-    config: str | None = flag(None, "YAML recipe; flags on the command line win over it.")
-
-    def __post_init__(self):
-        self.model_options = mapping_of("model_options", self.model_options)
-        self.processor_options = mapping_of("processor_options", self.processor_options)
-        check_smallest(self, _SMALLEST)
+    def check_loop(self) -> None:
+        """Raise ValueError if a flag of this class has a value that it cannot have, alone or beside the data's."""
+        check_smallest(self, _SMALLEST_OF_LOOP)
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate ({self.learning_rate}) must be above 0, such as 1.5e-4.")
         if not self.min_learning_rate <= self.learning_rate:
@@ -170,8 +160,6 @@ class PretrainingArguments(TrainingArguments, ModelArguments, DataArguments):
             )
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm ({self.max_grad_norm}) must be above 0. Leave it out not to clip.")
-        if self.held_out_fraction is not None and not 0 <= self.held_out_fraction < 1:
-            raise ValueError(f"held_out_fraction ({self.held_out_fraction}) must lie in [0, 1), such as 0.2.")
         if self.per_device_train_batch_size % self.samples_per_video:
             raise ValueError(
                 f"per_device_train_batch_size ({self.per_device_train_batch_size}) does not divide by "
@@ -179,14 +167,38 @@ class PretrainingArguments(TrainingArguments, ModelArguments, DataArguments):
             )
         if self.mixed_precision not in (None, "no", "fp16", "bf16"):
             raise ValueError(f"mixed_precision ({self.mixed_precision!r}) must be 'no', 'fp16' or 'bf16'.")
-        if self.targets_on not in ("workers", "device"):
-            raise ValueError(f"targets_on ({self.targets_on!r}) must be 'workers' or 'device'.")
         if self.with_tracking:
             check_report_to(self.report_to)
-        self._check_data_source()
-
-    def _check_data_source(self) -> None:
         check_one_source(self, "streaming", "validation_split", "dataset_config_name")
+        if self.streaming and self.max_train_steps is None:
+            raise ValueError("streaming is on, so the number of videos is unknown. Give --max_train_steps.")
+
+
+@dataclass
+class TrainingArguments(LoopArguments):
+    """How it is trained, and how it is judged."""
+
+    motion_health: bool = flag(True, "Look at tracks and labels of the first clips, and warn if something is off.")
+    num_eval_clips: int = flag(4, "Held-out clips of each video.")
+    max_eval_videos: int = flag(256, "Videos that held-out clips are taken from, at most.")
+    num_baseline_clips: int = flag(128, "Training clips that the mean predictor is of; a stream is read once at most.")
+
+
+@dataclass
+class PretrainingArguments(TrainingArguments, ModelArguments, DataArguments):
+    """Everything that `examples/pretrain.py` can be told."""
+
+    config: str | None = flag(None, "YAML recipe; flags on the command line win over it.")
+
+    def __post_init__(self):
+        self.model_options = mapping_of("model_options", self.model_options)
+        self.processor_options = mapping_of("processor_options", self.processor_options)
+        check_smallest(self, _SMALLEST)
+        self.check_loop()
+        if self.held_out_fraction is not None and not 0 <= self.held_out_fraction < 1:
+            raise ValueError(f"held_out_fraction ({self.held_out_fraction}) must lie in [0, 1), such as 0.2.")
+        if self.targets_on not in ("workers", "device"):
+            raise ValueError(f"targets_on ({self.targets_on!r}) must be 'workers' or 'device'.")
         validations = [
             name for name in ("validation_split", "validation_dir", "validation_manifest") if getattr(self, name)
         ]
@@ -197,8 +209,6 @@ class PretrainingArguments(TrainingArguments, ModelArguments, DataArguments):
                 f"held_out_fraction ({self.held_out_fraction}) and {validations[0]} both say what is held out. "
                 "Give one of them."
             )
-        if self.streaming and self.max_train_steps is None:
-            raise ValueError("streaming is on, so the number of videos is unknown. Give --max_train_steps.")
 
     @property
     def has_validation_data(self) -> bool:

@@ -38,7 +38,7 @@ def report_explained_share(
     sizes = {name: target["size"] for name, target in model.config.motion_targets.items()}
     try:
         baseline = MeanPredictor.fit(training_batches, sizes, accelerator)
-        shares = explained_share(model, _watched(held_out_batches, bad_videos), baseline, accelerator)
+        shares = explained_share(model, _put_up_with(watched(held_out_batches, bad_videos)), baseline, accelerator)
     except NothingToExplainError as error:
         logger.warning("explained share not measured: %s", error)
         return None
@@ -48,13 +48,22 @@ def report_explained_share(
     return shares
 
 
-def _watched(batches: Iterable[Mapping], bad_videos: BadVideoLog) -> Iterator[Mapping]:
+def watched(batches: Iterable[Mapping], bad_videos: BadVideoLog) -> Iterator[Mapping]:
+    """Yield the batches, and at their end tell `bad_videos` which videos of all processes could not be read.
+
+    Raises:
+        TooManyBadVideosError: At the end, on every process alike.
+    """
     bad, num_seen = [], 0
     for batch in batches:
         bad += batch["bad_videos"]
         num_seen += batch["num_records"]
         yield batch
+    bad_videos.record(gather_object(bad), num_seen=num_seen)
+
+
+def _put_up_with(batches: Iterable[Mapping]) -> Iterator[Mapping]:
     try:
-        bad_videos.record(gather_object(bad), num_seen=num_seen)
+        yield from batches
     except TooManyBadVideosError as error:
         logger.warning("held-out clips: %s", error)

@@ -83,15 +83,10 @@ def processor_of(model_name_or_path: str, config: MMEConfig, args: LabelledDataA
         ValueError: If what is asked for does not fit the model's patches and tubelets.
     """
     changes = _changes(args)
-    height, width = config.frame_size
-    if args.image_size is None:
-        side = {"size": {"shortest_edge": min(height, width)}, "crop_size": {"height": height, "width": width}}
-    else:
-        if args.image_size % config.patch_size:
-            raise ValueError(
-                f"image_size ({args.image_size}) does not divide by patch_size ({config.patch_size}) of the model."
-            )
-        side = {}
+    if args.image_size is not None and args.image_size % config.patch_size:
+        raise ValueError(
+            f"image_size ({args.image_size}) does not divide by patch_size ({config.patch_size}) of the model."
+        )
     if changes.get("num_frames", config.num_frames) % config.tubelet_size:
         raise ValueError(
             f"num_frames ({args.num_frames}) does not divide by tubelet_size ({config.tubelet_size}) of the model."
@@ -101,8 +96,20 @@ def processor_of(model_name_or_path: str, config: MMEConfig, args: LabelledDataA
     except (OSError, TypeError, ValueError):
         if (Path(model_name_or_path) / PROCESSOR_FILE).is_file():
             raise  # there is one of ours, and it does not load
-    own = {"num_frames": config.num_frames, "patch_size": config.patch_size, "tubelet_size": config.tubelet_size}
-    return MMEVideoProcessor(**{**own, **side, **changes})
+    return new_processor(config, args)
+
+
+def new_processor(config: MMEConfig, args: LabelledDataArguments) -> MMEVideoProcessor:
+    """Return a processor made for a model's usual input, changed by the flags that are given."""
+    height, width = config.frame_size
+    own = {
+        "num_frames": config.num_frames,
+        "patch_size": config.patch_size,
+        "tubelet_size": config.tubelet_size,
+        "size": {"shortest_edge": min(height, width)},
+        "crop_size": {"height": height, "width": width},
+    }
+    return MMEVideoProcessor(**{**own, **_changes(args)})
 
 
 def _changes(args: LabelledDataArguments) -> dict[str, Any]:

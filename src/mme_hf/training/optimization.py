@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -10,20 +12,42 @@ from torch.optim.lr_scheduler import LambdaLR
 REFERENCE_BATCH_SIZE = 256
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Return the trainable parameters in two groups: with weight decay, and without.
+def parameter_groups(
+    model: nn.Module, weight_decay: float, *, learning_rate: float | None = None, layer_decay: float = 1.0
+) -> list[dict]:
+    """Return the trainable parameters in groups: with weight decay, and without; one pair for each rate.
 
-    Biases, normalisation weights and everything else of one dimension, and the mask token, take no weight decay.
+    Biases, normalisation weights and everything else of one dimension, and mask token and query, take no weight decay.
 
-    Source: Masked Motion Encoding, pre-training recipe.
+    Args:
+        model: With the configuration of an MME model, where `layer_decay` is not 1.
+        weight_decay: Of the parameters that take any.
+        learning_rate: Of the last layers; None leaves it to the optimizer.
+        layer_decay: Learning rate of a layer over that of the next. The patch embedding is layer 0, block N layer
+            N + 1, and all that comes after the blocks has the full rate.
+
+    Source: Masked Motion Encoding, pre-training and fine-tuning recipes; layers are counted as by BEiT.
     """
-    decayed, plain = [], []
+    groups: dict[tuple[float, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # The mask token is (1, 1, width): one vector, though it has three dimensions.
             is_vector = parameter.squeeze().ndim <= 1 or name.endswith("bias")
-            (plain if is_vector else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+            scale = 1.0 if layer_decay == 1 else layer_decay ** _layers_above(name, model.config.num_hidden_layers)
+            group = {"params": [], "weight_decay": 0.0 if is_vector else weight_decay}
+            if learning_rate is not None:
+                group["lr"] = learning_rate * scale
+            groups.setdefault((scale, not is_vector), group)["params"].append(parameter)
+    # The highest rate first: it is the one that a run reports.
+    return [groups[key] for key in sorted(groups, reverse=True)]
+
+
+def _layers_above(name: str, num_layers: int) -> int:
+    """Return by how many layers a parameter is away from the last ones, which have the full learning rate."""
+    if name.startswith("mme.embeddings."):
+        return num_layers + 1
+    block = re.match(r"mme\.layers\.(\d+)\.", name)
+    return num_layers - int(block[1]) if block else 0
 
 
 def scaled_learning_rate(learning_rate: float, global_batch_size: int) -> float:
@@ -32,10 +56,16 @@ def scaled_learning_rate(learning_rate: float, global_batch_size: int) -> float:
 
 
 def build_optimizer(
-    model: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float]
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    layer_decay: float = 1.0,
 ) -> torch.optim.AdamW:
     """Return AdamW over `parameter_groups`, with the fused kernel: one pass over the weights on any device."""
-    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=learning_rate, betas=betas, fused=True)
+    groups = parameter_groups(model, weight_decay, learning_rate=learning_rate, layer_decay=layer_decay)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
 def build_scheduler(

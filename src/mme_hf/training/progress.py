@@ -1,9 +1,10 @@
-"""The progress bar and the logged values of a pre-training run."""
+"""The progress bar and the logged values of a training run."""
 
 from __future__ import annotations
 
 import logging
 import shlex
+import shutil
 import time
 from collections.abc import Mapping
 from itertools import count
@@ -27,10 +28,18 @@ logger = logging.getLogger(__name__)
 _OF_ONE_RUN = (
     "bad_videos.jsonl",
     "bad_held_out_videos.jsonl",
+    "bad_validation_videos.jsonl",
+    "eval_results.json",
     "ignored_files.txt",
     "motion_health.json",
     "motion_tracks.png",
 )
+# What not every run leaves.
+_OF_SOME_RUNS = {
+    "motion.png": "target beside prediction",
+    "eval_results.json": "validation accuracy",
+    "last/": "the model of the last update",
+}
 
 
 def set_up_logging(*, is_main_process: bool) -> None:
@@ -45,8 +54,9 @@ def set_up_logging(*, is_main_process: bool) -> None:
 def put_earlier_run_aside(output_dir: Path, name: str) -> None:
     """Make room for a new run where there was one: lists would be stale, and curves would lie over each other.
 
-    What a run lists and draws of its videos is removed; each run says it anew. Its curves, which nothing brings back,
-    are kept beside the new ones, as a run of their own in TensorBoard: `logs/<name>` becomes `logs/<name>_earlier_1`.
+    What a run lists, draws and measures is removed, and the last model beside the best; each run says it anew. Its
+    curves, which nothing brings back, are kept beside the new ones, as a run of their own in TensorBoard: `logs/<name>`
+    becomes `logs/<name>_earlier_1`.
 
     Args:
         output_dir: Folder of both runs.
@@ -54,6 +64,8 @@ def put_earlier_run_aside(output_dir: Path, name: str) -> None:
     """
     for stale in _OF_ONE_RUN:
         (output_dir / stale).unlink(missing_ok=True)
+    if (output_dir / "last" / "config.json").is_file():
+        shutil.rmtree(output_dir / "last")
     curves = output_dir / "logs" / name
     if curves.is_dir():
         numbers = (number for number in count(1) if not curves.with_name(f"{name}_earlier_{number}").exists())
@@ -67,8 +79,8 @@ def announce_run(
     model_name: str,
     output_dir: Path | None,
     where: str,
-    targets: str,
     what: str,
+    targets: str | None = None,
 ) -> None:
     """Say what is about to be trained, on what and where.
 
@@ -78,8 +90,8 @@ def announce_run(
         model_name: What to call it.
         output_dir: Folder for that list; None on processes other than the main one.
         where: Devices and workers, in words.
-        targets: Where targets are made and by which tracker, in words.
         what: Updates, batch, learning rate and seed, in words.
+        targets: Where targets are made and by which tracker, in words; None where there are none.
     """
     if records.ignored_files and output_dir is not None:
         listing = output_dir / "ignored_files.txt"
@@ -90,7 +102,8 @@ def announce_run(
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.info("data: %s (%s)", records.name, videos)
     logger.info("model: %s, %.1f M parameters, on %s", model_name, num_parameters / 1e6, where)
-    logger.info("targets: %s", targets)
+    if targets is not None:
+        logger.info("targets: %s", targets)
     logger.info("run: %s", what)
 
 
@@ -102,8 +115,8 @@ def announce_result(output_dir: Path, *, report_to: str | None) -> None:
         report_to: Tracker that its values went to; None for none.
     """
     logger.info("saved in %s: config.json, model.safetensors, video_preprocessor_config.json,", output_dir)
-    has_picture = (output_dir / "motion.png").is_file()
-    logger.info("  README.md (model card)%s", ", motion.png (target beside prediction)" if has_picture else "")
+    made = [f", {name} ({what})" for name, what in _OF_SOME_RUNS.items() if (output_dir / name).exists()]
+    logger.info("  README.md (model card)%s", "".join(made))
     if report_to in ("all", "tensorboard"):
         logger.info("  logs (tensorboard --logdir %s)", shlex.quote(str(output_dir / "logs")))
 
@@ -113,7 +126,7 @@ class ProgressReporter:
 
     Args:
         accelerator: Its trackers take the values; only the main process shows a bar.
-        weights: Loss weight of each target.
+        weights: Loss weight of each target; empty for a classifier.
         num_steps: Updates in all.
         step: Updates done before.
         logging_steps: Updates between two logged values.
@@ -135,8 +148,20 @@ class ProgressReporter:
             bar_format="{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {desc}",
         )
 
-    def update(self, report: UpdateReport, *, step: int, learning_rate: float, num_bad_videos: int) -> None:
-        """Show one update; `step` counts from 1."""
+    def restart_clock(self) -> None:
+        """Leave what has been done since the last update out of the next one's time."""
+        self._previous = time.perf_counter()
+
+    def update(
+        self,
+        report: UpdateReport,
+        *,
+        step: int,
+        learning_rate: float,
+        num_bad_videos: int,
+        epoch: float | None = None,
+    ) -> None:
+        """Show one update; `step` counts from 1, `epoch` from 0, as far as it is known."""
         now = time.perf_counter()
         clips_per_second = report.num_clips / (now - self._previous)
         self._previous = now
@@ -145,9 +170,10 @@ class ProgressReporter:
             for name, loss in report.target_losses.items()
         }
         parts = " + ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        loss = f"loss {report.loss:.3f}" + (f" = {parts}" if parts else "")
+        rates = f"lr {learning_rate:.1e} | {clips_per_second:.1f} clips/s"
         self.bar.set_description_str(
-            f"loss {report.loss:.3f} = {parts} | lr {learning_rate:.1e} | {clips_per_second:.1f} clips/s",
-            refresh=False,
+            " | ".join([loss, rates, *([] if epoch is None else [f"epoch {epoch:.1f}"])]), refresh=False
         )
         self.bar.update()
         if step % self.logging_steps == 0:

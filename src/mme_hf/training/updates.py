@@ -24,7 +24,7 @@ class UpdateReport:
 
     Attributes:
         loss: Mean loss over the clips.
-        target_losses: Unweighted loss of each target, mean over the clips.
+        target_losses: Unweighted loss of each target, mean over the clips; none of a classifier.
         grad_norm: Norm of the gradient before clipping.
         num_clips: Clips the gradient is made of.
         num_records: Videos that were tried.
@@ -58,9 +58,9 @@ def run_update(
 
     Args:
         accelerator: Prepared `model` and `optimizer`.
-        model: `MMEForPreTraining`, prepared.
+        model: `MMEForPreTraining` or `MMEForVideoClassification`, prepared.
         optimizer: Prepared.
-        batches: This process' batches, as `ClipCollator` makes them.
+        batches: This process' batches, as `ClipCollator` or `LabelledCollator` makes them.
         inputs_of: Makes what the model takes of a batch, on its device, as `BatchInputs` does. Called when it is a
             batch's turn, so that only one is held there.
         clips_per_batch: Clips of a batch in which every video could be read.
@@ -99,7 +99,8 @@ def _backward(
 ) -> dict[str, torch.Tensor]:
     outputs = model(**inputs)
     accelerator.backward(outputs.loss * (len(inputs["pixel_values"]) / clips_per_update))
-    return {name: loss.detach().float() for name, loss in {"loss": outputs.loss, **outputs.target_losses}.items()}
+    losses = {"loss": outputs.loss, **getattr(outputs, "target_losses", {})}  # a classifier has one loss only
+    return {name: loss.detach().float() for name, loss in losses.items()}
 
 
 def _over_all_processes(
