@@ -24,7 +24,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from huggingface_hub.errors import StrictDataclassError
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mme_hf.data import BadVideoLog, TooManyBadVideosError, VideoRecords
@@ -36,6 +35,7 @@ from mme_hf.training import (
     ProgressReporter,
     RunState,
     announce_result,
+    build_average,
     build_optimizer,
     build_scheduler,
     parse_arguments,
@@ -48,12 +48,13 @@ from mme_hf.training.finetuning_arguments import FinetuningArguments
 from mme_hf.training.finetuning_setup import (
     announce_finetuning,
     build_classifier,
+    build_mixed_inputs,
     choose_what_is_trained,
     exported_weights,
     load_labelled_records,
     settings_of_finetuning,
 )
-from mme_hf.training.mixing import MixedInputs, UnlabelledVideoError
+from mme_hf.training.mixing import UnlabelledVideoError
 from mme_hf.training.setup import check_output_dir, num_decoding_workers, schedule_lengths, use_all_cores
 from mme_hf.training.validation import BestModel, Judge
 from mme_hf.wording import counted
@@ -81,15 +82,7 @@ class Finetuning:
         self.records, self.validation_records = load_labelled_records(args)
         self.model, self.processor = build_classifier(args, self.records)
         choose_what_is_trained(args, self.model)
-        self.inputs_of = MixedInputs(
-            self.accelerator.device,
-            num_classes=self.model.config.num_labels,
-            mixup_alpha=args.mixup_alpha,
-            cutmix_alpha=args.cutmix_alpha,
-            label_smoothing=args.label_smoothing,
-            clips_per_video=args.samples_per_video,
-            seed=args.seed,
-        )
+        self.inputs_of = build_mixed_inputs(args, self.model.config.num_labels, self.accelerator.device)
         self.num_workers = num_decoding_workers(args.dataloader_num_workers)
         batches_per_update = self.accelerator.num_processes * args.gradient_accumulation_steps
         self.global_batch_size = args.per_device_train_batch_size * batches_per_update
@@ -107,10 +100,7 @@ class Finetuning:
             num_training_steps=self.num_steps,
             min_learning_rate=scaled_learning_rate(args.min_learning_rate, self.global_batch_size),
         )
-        self.average = None
-        if args.ema_decay is not None:
-            average_of = get_ema_multi_avg_fn(args.ema_decay)
-            self.average = AveragedModel(self.model, device=self.accelerator.device, multi_avg_fn=average_of)
+        self.average = build_average(self.model, args.ema_decay, device=self.accelerator.device)
         # What is judged and saved.
         self.result_model = self.model if self.average is None else self.average.module
         self.prepared_model, self.optimizer = self.accelerator.prepare(self.model, optimizer)

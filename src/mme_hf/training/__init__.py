@@ -5,7 +5,13 @@ from .batch_inputs import BatchInputs
 from .checkpointing import latest_checkpoint
 from .evaluation import MeanPredictor, NothingToExplainError, explained_share
 from .held_out import report_explained_share
-from .optimization import build_optimizer, build_scheduler, parameter_groups, scaled_learning_rate
+from .optimization import (
+    build_average,
+    build_optimizer,
+    build_scheduler,
+    parameter_groups,
+    scaled_learning_rate,
+)
 from .parsing import parse_arguments
 from .progress import ProgressReporter, announce_result, announce_run, put_earlier_run_aside, set_up_logging
 from .run_state import RunState
@@ -23,6 +29,7 @@ __all__ = [
     "UpdateReport",
     "announce_result",
     "announce_run",
+    "build_average",
     "build_optimizer",
     "build_scheduler",
     "explained_share",

@@ -20,7 +20,7 @@ from ..presets import preset_config
 from ..video_processing_mme import MMEVideoProcessor
 from ..wording import counted
 from .labelled_data import label_mappings, new_processor, processor_of
-from .mixing import UnlabelledVideoError
+from .mixing import MixedInputs, UnlabelledVideoError
 from .progress import announce_run
 from .setup import check_model_name, load_training_records, load_validation_records
 
@@ -151,6 +151,19 @@ def _load_classifier(name: str, label_names: tuple[str, ...], options: dict[str,
     told = "has no head" if is_missing else f"tells {len(known)} other classes apart, such as {known[0]!r}"
     logger.info("head: new, for %d classes; the checkpoint %s", len(label_names), told)
     return model
+
+
+def build_mixed_inputs(args: FinetuningArguments, num_classes: int, device: torch.device) -> MixedInputs:
+    """Return what makes a classifier's inputs of a batch, mixed as the flags say."""
+    return MixedInputs(
+        device,
+        num_classes=num_classes,
+        mixup_alpha=args.mixup_alpha,
+        cutmix_alpha=args.cutmix_alpha,
+        label_smoothing=args.label_smoothing,
+        clips_per_video=args.samples_per_video,
+        seed=args.seed,
+    )
 
 
 def choose_what_is_trained(args: FinetuningArguments, model: MMEForVideoClassification) -> None:

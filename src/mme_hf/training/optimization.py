@@ -7,6 +7,7 @@ import re
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 # Published learning rates are per 256 clips of global batch.
 REFERENCE_BATCH_SIZE = 256
@@ -66,6 +67,21 @@ def build_optimizer(
     """Return AdamW over `parameter_groups`, with the fused kernel: one pass over the weights on any device."""
     groups = parameter_groups(model, weight_decay, learning_rate=learning_rate, layer_decay=layer_decay)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+
+
+def build_average(model: nn.Module, decay: float | None, *, device: torch.device) -> AveragedModel | None:
+    """Return an exponential moving average of a model's weights, its `module`; None without a decay.
+
+    It begins with the weights after the first update; one `update_parameters(model)` an update.
+
+    Args:
+        model: Not wrapped for distribution.
+        decay: Share of the average that an update leaves as it was, in [0, 1).
+        device: To keep the average on.
+    """
+    if decay is None:
+        return None
+    return AveragedModel(model, device=device, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 def build_scheduler(
