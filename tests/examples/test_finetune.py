@@ -1,0 +1,229 @@
+"""Fine-tuning as a user runs it: what it learns, what it leaves, and how it says no."""
+
+import json
+import logging
+import shutil
+import sys
+
+import pytest
+import runs
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from conftest import moving_texture, write_video
+
+from mme_hf import MMEForPreTraining, MMEForVideoClassification, MMEVideoProcessor, preset_config
+from mme_hf.data import load_folder_records
+from mme_hf.data.labelled_clips import build_labelled_loader
+from mme_hf.training.prediction import predict_videos
+
+finetune = runs.load_script(runs.FINETUNE)
+MODEL = json.loads(runs.SMALL_CLASSIFIER["model_options"])
+# No recipe: clips as they are.
+PLAIN = {
+    "rand_augment_num_ops": 0,
+    "random_erasing_probability": 0,
+    "mixup_alpha": 0,
+    "cutmix_alpha": 0,
+    "drop_path_rate": 0,
+    "layer_decay": 1,
+}
+
+
+def write_directions(root, num_videos, first_seed):
+    """Write short clips whose direction of motion is all that tells their class."""
+    for index in range(num_videos):
+        folder = root / ("left", "right")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        frames = moving_texture(12, 32, 32, velocity=((-1.5, 1.5)[index % 2], 0.0), seed=first_seed + index)
+        write_video(folder / f"clip_{index}.mp4", frames)
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("directions")
+    return {
+        "train_dir": write_directions(root / "train", 16, 0),
+        "validation_dir": write_directions(root / "validation", 10, 100),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _new_accelerator():
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def run(output_dir, **flags):
+    """Run the script in this process and return the run."""
+    words = runs.command_line(output_dir, script=runs.FINETUNE, **flags)[1:]
+    own = finetune.Finetuning(finetune.parse_arguments(finetune.FinetuningArguments, words))
+    own.train()
+    own.finish()
+    return own
+
+
+def stop_of(monkeypatch, output_dir, **flags):
+    """Return the last words of a run that fails."""
+    monkeypatch.setattr(sys, "argv", runs.command_line(output_dir, script=runs.FINETUNE, **flags))
+    with pytest.raises(SystemExit) as stop:
+        finetune.main()
+    return str(stop.value)
+
+
+def test_it_learns_a_direction_and_leaves_all_that_it_promises(data, tmp_path):
+    videos = tmp_path / "train"
+    shutil.copytree(data["train_dir"], videos)
+    (videos / "right" / "broken.mp4").write_bytes(b"no video")
+    flags = {"train_dir": videos, "validation_dir": data["validation_dir"], "max_bad_fraction": 0.1, **PLAIN}
+    flags |= {"num_train_epochs": 18, "per_device_train_batch_size": 16, "learning_rate": 0.2}
+    output = runs.finish(runs.start(tmp_path / "run", script=runs.FINETUNE, **flags))
+    folder = tmp_path / "run"
+
+    results = json.loads((folder / "eval_results.json").read_text())
+    assert results["top1"] >= 0.9
+    assert {**results, "top1": 0} == {
+        "top1": 0,
+        "top5": 1.0,
+        "num_videos": 10,
+        "views": "1 x 1",
+        "dataset": "validation",
+    }
+    for words in ("validation: validation (10 videos)", "the best so far", "1 bad video listed in", "epoch 18.0"):
+        assert words in output
+    tops = runs.logged(folder, "validation/top1", "mme_finetuning")
+    # 17 videos, two clips of each, in updates of 16 clips: an epoch ends in every third update but one in every 18.
+    assert max(tops.values()) == pytest.approx(results["top1"]) and len(tops) == 18
+    assert tops[max(tops)] == runs.logged(folder, "validation/top1", "mme_finetuning")[39]
+
+    # The saved model is the one that was measured.
+    model, report = MMEForVideoClassification.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"] and model.config.id2label == {0: "left", 1: "right"}
+    records = load_folder_records(data["validation_dir"])
+    loader = build_labelled_loader(
+        records, MMEVideoProcessor.from_pretrained(folder), videos_per_batch=5, shuffle=False, num_epochs=1
+    )
+    predictions = predict_videos(Accelerator(cpu=True), model, loader, clips_per_forward=5)
+    assert (predictions.scores.argmax(1) == predictions.labels).float().mean().item() == pytest.approx(results["top1"])
+    MMEForVideoClassification.from_pretrained(folder / "last")
+
+    card = (folder / "README.md").read_text()
+    assert f"| {results['top1']:.3f} | 1.000 |" in card and str(tmp_path) not in card
+    assert "model-index" in card and 'MMEForVideoClassification.from_pretrained("run")' in card
+    (bad,) = [json.loads(line) for line in (folder / "bad_videos.jsonl").read_text().splitlines()]
+    assert bad["source"] == str(videos / "right" / "broken.mp4")
+
+
+def test_the_average_is_what_is_judged_and_saved(data, tmp_path):
+    own = run(tmp_path / "run", **data, max_train_steps=3, ema_decay=0.5, learning_rate=0.2)
+    saved = runs.weights(tmp_path / "run" / "last")
+    averaged, trained = own.average.module.state_dict(), own.model.state_dict()
+    assert all(torch.equal(saved[name], averaged[name]) for name in saved)
+    assert not torch.equal(saved["classifier.weight"], trained["classifier.weight"])
+
+
+def test_low_rank_changes_are_merged_so_that_nobody_needs_peft(data, tmp_path):
+    pytest.importorskip("peft")
+    flags = {"max_train_steps": 3, "lora_rank": 2, "learning_rate": 0.2, "use_attentive_pooling": "true"}
+    own = run(tmp_path / "run", **data, **flags)
+    merged, report = MMEForVideoClassification.from_pretrained(tmp_path / "run" / "last", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    clips = torch.randn(2, 4, 3, 16, 16)
+    own.model.eval()
+    with torch.no_grad():
+        assert torch.allclose(merged(clips).logits, own.model(clips).logits, atol=1e-5)
+    changes = [tensor for name, tensor in own.model.named_parameters() if "lora_B" in name]
+    assert len(changes) == 2 * 2 and all(tensor.abs().sum() > 0 for tensor in changes)
+
+
+def test_without_validation_the_last_model_is_saved_and_nothing_is_claimed(data, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        own = run(tmp_path / "run", train_dir=data["train_dir"], max_train_steps=1)
+    assert "no best model is chosen: the last one is saved" in caplog.text
+    assert not (tmp_path / "run" / "last").exists() and not (tmp_path / "run" / "eval_results.json").exists()
+    saved, trained = runs.weights(tmp_path / "run"), own.model.state_dict()
+    assert all(torch.equal(saved[name], trained[name]) for name in saved)
+    assert "so nothing is claimed" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_it_stops_early_and_keeps_the_best(data, tmp_path, caplog):
+    # With no learning rate to speak of, no evaluation is better than the first.
+    flags = {"learning_rate": 1e-9, "min_learning_rate": 0, "eval_steps": 1, "early_stopping_patience": 2}
+    with caplog.at_level(logging.INFO):
+        own = run(tmp_path / "run", **data, **flags)
+    assert "stopped early: not better in 2 evaluations" in caplog.text
+    assert (own.state.step, own.best.step) == (3, 1)
+
+
+def test_a_head_is_kept_where_it_knows_the_classes_and_new_where_not(data, tmp_path, caplog):
+    # The same classes in another order, as a model that was trained elsewhere may have them.
+    known = {"id2label": {0: "right", 1: "left"}, "label2id": {"right": 0, "left": 1}}
+    sizes = {"image_size": 16, "num_frames": 4}
+    MMEForVideoClassification(preset_config("tiny", **sizes, **MODEL, **known)).save_pretrained(tmp_path / "known")
+    other = {"id2label": {0: "up", 1: "down"}, "label2id": {"up": 0, "down": 1}}
+    stranger = MMEForVideoClassification(preset_config("tiny", **sizes, **MODEL, **other))
+    stranger.classifier.weight.data.fill_(1.0)
+    stranger.save_pretrained(tmp_path / "stranger")
+    MMEForPreTraining(preset_config("tiny", **sizes, **MODEL)).save_pretrained(tmp_path / "pretrained")
+    flags = {**data, "max_train_steps": 1, "learning_rate": 1e-9, "min_learning_rate": 0, "model_options": "{}"}
+    messages = {}
+    for name in ("known", "stranger", "pretrained"):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            own = run(tmp_path / f"{name}_run", model_name_or_path=tmp_path / name, **flags)
+        messages[name] = [line for line in caplog.messages if line.startswith("head:")]
+        before, after = runs.weights(tmp_path / name), own.model.state_dict()
+        shared = {key for key in before if key in after and not key.startswith(("classifier", "fc_norm"))}
+        assert len(shared) > 20 and all(torch.allclose(before[key], after[key], atol=1e-6) for key in shared)
+        assert own.model.config.id2label == ({0: "right", 1: "left"} if name == "known" else {0: "left", 1: "right"})
+        if name == "known":
+            assert torch.allclose(before["classifier.weight"], after["classifier.weight"], atol=1e-6)
+        if name == "stranger":
+            assert after["classifier.weight"].abs().max() < 0.01
+    assert messages == {
+        "known": [],
+        "stranger": ["head: new, for 2 classes; the checkpoint tells 2 other classes apart, such as 'up'"],
+        "pretrained": ["head: new, for 2 classes; the checkpoint has no head"],
+    }
+
+
+def test_classes_that_say_a_direction_are_a_loud_reminder(data, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        run(tmp_path / "run", train_dir=data["train_dir"], max_train_steps=1, no_flip="false")
+    assert (
+        "classes such as 'left' tell left from right: MIRRORED CLIPS HAVE THE WRONG LABEL. Use --no_flip."
+        in caplog.text
+    )
+
+
+def test_data_that_cannot_be_learnt_from_end_the_run_with_one_line(data, tmp_path, monkeypatch):
+    one = tmp_path / "one"
+    shutil.copytree(data["train_dir"] / "left", one / "left")
+    unlabelled = data["train_dir"] / "left"
+    other = tmp_path / "other"
+    shutil.copytree(data["train_dir"] / "left", other / "up")
+    for flags, words in (
+        ({"train_dir": one}, "error: one has one class, 'left': there is nothing to tell apart."),
+        ({"train_dir": unlabelled}, "error: left has no labels. Give class folders"),
+        (
+            {**data, "validation_dir": other},
+            "error: other has classes that the model does not know, 1 in all, such as 'up'",
+        ),
+        ({**data, "freeze": "5"}, "error: freeze (5) is more than the 2 blocks of the model."),
+        ({**data, "model_name_or_path": tmp_path}, "has no config.json"),
+    ):
+        assert words in stop_of(monkeypatch, tmp_path / "run", **flags)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_cannot_go_on_ends_with_one_line(data, tmp_path, monkeypatch):
+    flags = {**data, "learning_rate": 1e30, "max_train_steps": 5}
+    words = stop_of(monkeypatch, tmp_path / "wild", **flags)
+    assert "stopped: step 2: loss" in words and "Videos of the batch: " in words
+    videos = tmp_path / "validation"
+    shutil.copytree(data["validation_dir"], videos)
+    (videos / "left" / "broken.mp4").write_bytes(b"no video")
+    words = stop_of(monkeypatch, tmp_path / "bad", **{**data, "validation_dir": videos}, max_train_steps=1)
+    assert "stopped: 1 of 11 videos are bad, more than max_bad_fraction (5%) allows" in words
