@@ -50,7 +50,9 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _new_accelerator():
+def _one_run_of_its_own(monkeypatch):
+    # One thread: several would wait for each other, as OMP_WAIT_POLICY is read when torch is loaded.
+    monkeypatch.setattr(finetune, "use_all_cores", lambda: torch.set_num_threads(1))
     yield
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
@@ -84,19 +86,14 @@ def test_it_learns_a_direction_and_leaves_all_that_it_promises(data, tmp_path):
 
     results = json.loads((folder / "eval_results.json").read_text())
     assert results["top1"] >= 0.9
-    assert {**results, "top1": 0} == {
-        "top1": 0,
-        "top5": 1.0,
-        "num_videos": 10,
-        "views": "1 x 1",
-        "dataset": "validation",
-    }
-    for words in ("validation: validation (10 videos)", "the best so far", "1 bad video listed in", "epoch 18.0"):
+    known = {"top5": 1.0, "num_videos": 10, "views": "1 x 1", "dataset": "validation"}
+    assert results == {**known, "top1": results["top1"]}
+    for words in ("validation: validation (10 videos)", "the best so far", "1 bad video listed in", "epoch 18.4"):
         assert words in output
     tops = runs.logged(folder, "validation/top1", "mme_finetuning")
-    # 17 videos, two clips of each, in updates of 16 clips: an epoch ends in every third update but one in every 18.
-    assert max(tops.values()) == pytest.approx(results["top1"]) and len(tops) == 18
-    assert tops[max(tops)] == runs.logged(folder, "validation/top1", "mme_finetuning")[39]
+    # 34 clips an epoch, 16 an update: epochs 1 to 18 end within updates 3, 5, 7, 9, 11, 13, 15, 17, 20, ..., 39.
+    assert list(tops)[:9] == [3, 5, 7, 9, 11, 13, 15, 17, 20] and list(tops)[-1] == 39 and len(tops) == 18
+    assert max(tops.values()) == pytest.approx(results["top1"])
 
     # The saved model is the one that was measured.
     model, report = MMEForVideoClassification.from_pretrained(folder, output_loading_info=True)
@@ -192,10 +189,8 @@ def test_a_head_is_kept_where_it_knows_the_classes_and_new_where_not(data, tmp_p
 def test_classes_that_say_a_direction_are_a_loud_reminder(data, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         run(tmp_path / "run", train_dir=data["train_dir"], max_train_steps=1, no_flip="false")
-    assert (
-        "classes such as 'left' tell left from right: MIRRORED CLIPS HAVE THE WRONG LABEL. Use --no_flip."
-        in caplog.text
-    )
+    reminder = "classes such as 'left' tell left from right: MIRRORED CLIPS HAVE THE WRONG LABEL. Use --no_flip."
+    assert reminder in caplog.text
 
 
 def test_data_that_cannot_be_learnt_from_end_the_run_with_one_line(data, tmp_path, monkeypatch):
@@ -209,7 +204,7 @@ def test_data_that_cannot_be_learnt_from_end_the_run_with_one_line(data, tmp_pat
         ({"train_dir": unlabelled}, "error: left has no labels. Give class folders"),
         (
             {**data, "validation_dir": other},
-            "error: other has classes that the model does not know, 1 in all, such as 'up'",
+            "error: other has classes that the model does not know, 1 in all",
         ),
         ({**data, "freeze": "5"}, "error: freeze (5) is more than the 2 blocks of the model."),
         ({**data, "model_name_or_path": tmp_path}, "has no config.json"),
