@@ -227,7 +227,7 @@ class Finetuning:
         return step * self.global_batch_size / (self.records.num_records * self.args.samples_per_video)
 
     def _save_model(self, folder: Path, weights: dict) -> None:
-        self.model.save_pretrained(folder, state_dict=weights)
+        self.model.save_pretrained(folder, state_dict={**weights})  # which it empties
         self.processor.save_pretrained(folder)
 
     def _save_checkpoint(self) -> None:

@@ -54,6 +54,20 @@ def video_folder(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def direction_videos(tmp_path_factory) -> dict[str, Path]:
+    """Flags of 16 videos to train on and 10 to judge by: 12 frames, whose direction is all that tells their class."""
+    root = tmp_path_factory.mktemp("directions")
+    for split, num_videos, first_seed in (("train", 16, 0), ("validation", 10, 100)):
+        for index in range(num_videos):
+            folder = root / split / ("left", "right")[index % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            velocity = ((-1.5, 1.5)[index % 2], 0.0)
+            frames = moving_texture(12, 32, 32, velocity=velocity, seed=first_seed + index)
+            write_video(folder / f"clip_{index}.mp4", frames)
+    return {"train_dir": root / "train", "validation_dir": root / "validation"}
+
+
 @pytest.fixture(autouse=True)
 def _keep_torch_state():
     """Stop one test's random draws and thread count from deciding another's."""

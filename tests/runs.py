@@ -8,9 +8,14 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+from unittest.mock import patch
 
+import pytest
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -86,12 +91,47 @@ def finish(process: subprocess.Popen, *, expected: int = 0) -> str:
     return output
 
 
-def load_script(path: Path) -> ModuleType:
-    """Return a script as a module, to run it in this process: that saves the seconds of a start."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+@cache
+def finetune_script() -> ModuleType:
+    """Return the fine-tuning script as a module, to run it in this process: that saves the seconds of a start."""
+    import torch
+
+    spec = importlib.util.spec_from_file_location(FINETUNE.stem, FINETUNE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    # Several threads would wait for each other: OMP_WAIT_POLICY is read when torch is loaded.
+    module.use_all_cores = lambda: torch.set_num_threads(1)
     return module
+
+
+def finetune_here(output_dir: Path, **flags: object) -> Any:
+    """Do a small run in this process, and return it."""
+    script = finetune_script()
+    words = command_line(output_dir, script=FINETUNE, **flags)[1:]
+    with _new_accelerator():
+        run = script.Finetuning(script.parse_arguments(script.FinetuningArguments, words))
+        run.train()
+        run.finish()
+    return run
+
+
+def last_words_of_finetuning(output_dir: Path, **flags: object) -> str:
+    """Do a small run in this process that must fail, and return what it ends with."""
+    words = command_line(output_dir, script=FINETUNE, **flags)
+    with _new_accelerator(), patch.object(sys, "argv", words), pytest.raises(SystemExit) as stop:
+        finetune_script().main()
+    return str(stop.value)
+
+
+@contextmanager
+def _new_accelerator():
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    try:
+        yield
+    finally:
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
 
 
 def weights(output_dir: Path) -> dict:

@@ -3,21 +3,17 @@
 import json
 import logging
 import shutil
-import sys
 
 import pytest
 import runs
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
-from conftest import moving_texture, write_video
 
 from mme_hf import MMEForPreTraining, MMEForVideoClassification, MMEVideoProcessor, preset_config
 from mme_hf.data import load_folder_records
 from mme_hf.data.labelled_clips import build_labelled_loader
 from mme_hf.training.prediction import predict_videos
 
-finetune = runs.load_script(runs.FINETUNE)
 MODEL = json.loads(runs.SMALL_CLASSIFIER["model_options"])
 # No recipe: clips as they are.
 PLAIN = {
@@ -30,49 +26,9 @@ PLAIN = {
 }
 
 
-def write_directions(root, num_videos, first_seed):
-    """Write short clips whose direction of motion is all that tells their class."""
-    for index in range(num_videos):
-        folder = root / ("left", "right")[index % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        frames = moving_texture(12, 32, 32, velocity=((-1.5, 1.5)[index % 2], 0.0), seed=first_seed + index)
-        write_video(folder / f"clip_{index}.mp4", frames)
-    return root
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("directions")
-    return {
-        "train_dir": write_directions(root / "train", 16, 0),
-        "validation_dir": write_directions(root / "validation", 10, 100),
-    }
-
-
-@pytest.fixture(autouse=True)
-def _one_run_of_its_own(monkeypatch):
-    # One thread: several would wait for each other, as OMP_WAIT_POLICY is read when torch is loaded.
-    monkeypatch.setattr(finetune, "use_all_cores", lambda: torch.set_num_threads(1))
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-
-
-def run(output_dir, **flags):
-    """Run the script in this process and return the run."""
-    words = runs.command_line(output_dir, script=runs.FINETUNE, **flags)[1:]
-    own = finetune.Finetuning(finetune.parse_arguments(finetune.FinetuningArguments, words))
-    own.train()
-    own.finish()
-    return own
-
-
-def stop_of(monkeypatch, output_dir, **flags):
-    """Return the last words of a run that fails."""
-    monkeypatch.setattr(sys, "argv", runs.command_line(output_dir, script=runs.FINETUNE, **flags))
-    with pytest.raises(SystemExit) as stop:
-        finetune.main()
-    return str(stop.value)
+@pytest.fixture
+def data(direction_videos):
+    return direction_videos
 
 
 def test_it_learns_a_direction_and_leaves_all_that_it_promises(data, tmp_path):
@@ -114,7 +70,7 @@ def test_it_learns_a_direction_and_leaves_all_that_it_promises(data, tmp_path):
 
 
 def test_the_average_is_what_is_judged_and_saved(data, tmp_path):
-    own = run(tmp_path / "run", **data, max_train_steps=3, ema_decay=0.5, learning_rate=0.2)
+    own = runs.finetune_here(tmp_path / "run", **data, max_train_steps=3, ema_decay=0.5, learning_rate=0.2)
     saved = runs.weights(tmp_path / "run" / "last")
     averaged, trained = own.average.module.state_dict(), own.model.state_dict()
     assert all(torch.equal(saved[name], averaged[name]) for name in saved)
@@ -124,7 +80,7 @@ def test_the_average_is_what_is_judged_and_saved(data, tmp_path):
 def test_low_rank_changes_are_merged_so_that_nobody_needs_peft(data, tmp_path):
     pytest.importorskip("peft")
     flags = {"max_train_steps": 3, "lora_rank": 2, "learning_rate": 0.2, "use_attentive_pooling": "true"}
-    own = run(tmp_path / "run", **data, **flags)
+    own = runs.finetune_here(tmp_path / "run", **data, **flags)
     merged, report = MMEForVideoClassification.from_pretrained(tmp_path / "run" / "last", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     clips = torch.randn(2, 4, 3, 16, 16)
@@ -137,7 +93,7 @@ def test_low_rank_changes_are_merged_so_that_nobody_needs_peft(data, tmp_path):
 
 def test_without_validation_the_last_model_is_saved_and_nothing_is_claimed(data, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        own = run(tmp_path / "run", train_dir=data["train_dir"], max_train_steps=1)
+        own = runs.finetune_here(tmp_path / "run", train_dir=data["train_dir"], max_train_steps=1)
     assert "no best model is chosen: the last one is saved" in caplog.text
     assert not (tmp_path / "run" / "last").exists() and not (tmp_path / "run" / "eval_results.json").exists()
     saved, trained = runs.weights(tmp_path / "run"), own.model.state_dict()
@@ -149,7 +105,7 @@ def test_it_stops_early_and_keeps_the_best(data, tmp_path, caplog):
     # With no learning rate to speak of, no evaluation is better than the first.
     flags = {"learning_rate": 1e-9, "min_learning_rate": 0, "eval_steps": 1, "early_stopping_patience": 2}
     with caplog.at_level(logging.INFO):
-        own = run(tmp_path / "run", **data, **flags)
+        own = runs.finetune_here(tmp_path / "run", **data, **flags)
     assert "stopped early: not better in 2 evaluations" in caplog.text
     assert (own.state.step, own.best.step) == (3, 1)
 
@@ -169,7 +125,7 @@ def test_a_head_is_kept_where_it_knows_the_classes_and_new_where_not(data, tmp_p
     for name in ("known", "stranger", "pretrained"):
         caplog.clear()
         with caplog.at_level(logging.INFO):
-            own = run(tmp_path / f"{name}_run", model_name_or_path=tmp_path / name, **flags)
+            own = runs.finetune_here(tmp_path / f"{name}_run", model_name_or_path=tmp_path / name, **flags)
         messages[name] = [line for line in caplog.messages if line.startswith("head:")]
         before, after = runs.weights(tmp_path / name), own.model.state_dict()
         shared = {key for key in before if key in after and not key.startswith(("classifier", "fc_norm"))}
@@ -188,12 +144,12 @@ def test_a_head_is_kept_where_it_knows_the_classes_and_new_where_not(data, tmp_p
 
 def test_classes_that_say_a_direction_are_a_loud_reminder(data, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        run(tmp_path / "run", train_dir=data["train_dir"], max_train_steps=1, no_flip="false")
+        runs.finetune_here(tmp_path / "run", train_dir=data["train_dir"], max_train_steps=1, no_flip="false")
     reminder = "classes such as 'left' tell left from right: MIRRORED CLIPS HAVE THE WRONG LABEL. Use --no_flip."
     assert reminder in caplog.text
 
 
-def test_data_that_cannot_be_learnt_from_end_the_run_with_one_line(data, tmp_path, monkeypatch):
+def test_data_that_cannot_be_learnt_from_end_the_run_with_one_line(data, tmp_path):
     one = tmp_path / "one"
     shutil.copytree(data["train_dir"] / "left", one / "left")
     unlabelled = data["train_dir"] / "left"
@@ -209,16 +165,16 @@ def test_data_that_cannot_be_learnt_from_end_the_run_with_one_line(data, tmp_pat
         ({**data, "freeze": "5"}, "error: freeze (5) is more than the 2 blocks of the model."),
         ({**data, "model_name_or_path": tmp_path}, "has no config.json"),
     ):
-        assert words in stop_of(monkeypatch, tmp_path / "run", **flags)
+        assert words in runs.last_words_of_finetuning(tmp_path / "run", **flags)
         assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_cannot_go_on_ends_with_one_line(data, tmp_path, monkeypatch):
+def test_a_run_that_cannot_go_on_ends_with_one_line(data, tmp_path):
     flags = {**data, "learning_rate": 1e30, "max_train_steps": 5}
-    words = stop_of(monkeypatch, tmp_path / "wild", **flags)
+    words = runs.last_words_of_finetuning(tmp_path / "wild", **flags)
     assert "stopped: step 2: loss" in words and "Videos of the batch: " in words
     videos = tmp_path / "validation"
     shutil.copytree(data["validation_dir"], videos)
     (videos / "left" / "broken.mp4").write_bytes(b"no video")
-    words = stop_of(monkeypatch, tmp_path / "bad", **{**data, "validation_dir": videos}, max_train_steps=1)
+    words = runs.last_words_of_finetuning(tmp_path / "bad", **{**data, "validation_dir": videos}, max_train_steps=1)
     assert "stopped: 1 of 11 videos are bad, more than max_bad_fraction (5%) allows" in words
