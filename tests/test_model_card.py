@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import ModelCard
 
-from mme_hf.model_card import local_name, pretraining_card, public_command, public_settings
+from mme_hf.model_card import finetuning_card, local_name, pretraining_card, public_command, public_settings
 
 
 def card(**changes):
@@ -41,6 +41,44 @@ def test_the_card_is_valid_and_states_what_was_run():
 def test_where_nothing_was_measured_nothing_is_claimed():
     assert "nothing is claimed" in card(explained_shares=None)
     assert "a stream of videos" in card(num_videos=None)
+
+
+def classifier_card(**changes):
+    processor = SimpleNamespace(num_frames=8, frame_stride=4, crop_size={"height": 112, "width": 112})
+    options = {
+        "config": SimpleNamespace(id2label={0: "wave", 1: "point"}),
+        "processor": processor,
+        "start": "/home/me/pretrained",
+        "data_name": "some videos",
+        "num_videos": 4,
+        "frame_sampling": "dense",
+        "steps": 60,
+        "global_batch_size": 16,
+        "seconds": 90.0,
+        "results": {"top1": 0.75, "top5": 1.0, "num_videos": 8, "views": "2 x 3", "dataset": "others"},
+        "command": "accelerate launch examples/finetune.py",
+        "settings": {"seed": 0, "train_dir": None},
+        "repository": "user/name",
+    }
+    return finetuning_card(**{**options, **changes})
+
+
+def test_a_classifiers_card_carries_its_results_to_the_hub():
+    parsed = ModelCard(classifier_card())
+    figures = {result.metric_name: (result.metric_value, result.dataset_name) for result in parsed.data.eval_results}
+    assert figures == {"top-1 accuracy": (0.75, "others"), "top-5 accuracy": (1.0, "others")}
+    assert (parsed.data.model_name, parsed.data.pipeline_tag) == ("name", "video-classification")
+    for fact in (
+        "On others, 8 videos, 2 x 3 views",
+        "| 0.750 | 1.000 |",
+        "Classes: wave, point.",
+        "4 raw frames apart",
+    ):
+        assert fact in parsed.text
+    assert "/home/me" not in parsed.content and "pretrained`" in parsed.text
+    bare = classifier_card(results=None, start=None, frame_sampling="segments")
+    assert "nothing is claimed" in bare and "started from random weights" in bare and "equal parts" in bare
+    assert ModelCard(bare).data.eval_results is None
 
 
 def test_a_folder_is_named_for_who_stands_where_the_run_was_started(tmp_path, monkeypatch):

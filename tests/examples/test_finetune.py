@@ -110,6 +110,27 @@ def test_it_stops_early_and_keeps_the_best(data, tmp_path, caplog):
     assert (own.state.step, own.best.step) == (3, 1)
 
 
+def test_other_kinds_of_data_train_too(data, tmp_path, caplog):
+    # A data set of two splits, as a stream: judged at its end alone.
+    root = data["train_dir"].parent
+    stream = {"dataset_name": root, "validation_split": "validation", "streaming": "true", "max_train_steps": 3}
+    with caplog.at_level(logging.INFO):
+        own = runs.finetune_here(tmp_path / "stream", **stream, frame_sampling="segments")
+    assert "validation: validation (a stream)" in caplog.text
+    judged = [line for line in caplog.messages if "validation top-1" in line]
+    assert len(judged) == 1 and judged[0].startswith("update 3: ")
+    assert (own.best.step, own.best.result.num_videos) == (3, 10)
+    # A manifest; three crops of two clips of each video to judge by.
+    for split, name in (("train_dir", "train.txt"), ("validation_dir", "validation.txt")):
+        files = sorted(data[split].rglob("*.mp4"))
+        (tmp_path / name).write_text("".join(f"{path} {path.parent.name}\n" for path in files))
+    manifests = {"train_manifest": tmp_path / "train.txt", "validation_manifest": tmp_path / "validation.txt"}
+    views = {"num_eval_segments": 2, "num_eval_crops": 3}
+    runs.finetune_here(tmp_path / "manifest", **manifests, **views, max_train_steps=1)
+    results = json.loads((tmp_path / "manifest" / "eval_results.json").read_text())
+    assert (results["views"], results["num_videos"]) == ("2 x 3", 10)
+
+
 def test_a_head_is_kept_where_it_knows_the_classes_and_new_where_not(data, tmp_path, caplog):
     # The same classes in another order, as a model that was trained elsewhere may have them.
     known = {"id2label": {0: "right", 1: "left"}, "label2id": {"right": 0, "left": 1}}

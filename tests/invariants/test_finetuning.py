@@ -1,6 +1,7 @@
 """Fine-tuning that is stopped and resumed equals one that never was, and a batch in parts equals the whole."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -83,12 +84,18 @@ def test_other_settings_are_refused_on_resume(direction_videos, tmp_path):
 
 
 def test_a_batch_in_parts_equals_the_whole(direction_videos, tmp_path):
-    # Without what goes by the batch: mixing, and drop path. A video that cannot be read makes the update smaller.
-    flags = {**direction_videos, "max_train_steps": 4, "learning_rate": 0.05, "max_bad_fraction": 0.5}
+    # Without what goes by the batch: mixing, and drop path. A video that cannot be read makes the update smaller, and
+    # leaves one of the parts without a clip.
+    videos = tmp_path / "train"
+    shutil.copytree(direction_videos["train_dir"], videos)
+    (videos / "left" / "broken.mp4").write_bytes(b"no video")
+    flags = {**direction_videos, "train_dir": videos, "max_train_steps": 5, "learning_rate": 0.05}
+    flags["max_bad_fraction"] = 0.1
     flags |= {"mixup_alpha": 0, "cutmix_alpha": 0, "drop_path_rate": 0}
     parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     whole = runs.finetune_here(tmp_path / "whole", per_device_train_batch_size=8, **flags)
     split = runs.finetune_here(tmp_path / "split", **parts, **flags)
+    assert whole.bad_videos.num_bad == split.bad_videos.num_bad == 1
     one, two = whole.model.state_dict(), split.model.state_dict()
     assert all(torch.allclose(one[name], two[name], rtol=1e-4, atol=1e-5) for name in one)
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mme_hf.training import build_scheduler, parameter_groups, scaled_learning_rate
+from mme_hf import MMEForVideoClassification, preset_config
+from mme_hf.training import build_average, build_scheduler, parameter_groups, scaled_learning_rate
 
 
 def test_vectors_take_no_weight_decay_and_every_parameter_is_in_one_group():
@@ -15,6 +16,50 @@ def test_vectors_take_no_weight_decay_and_every_parameter_is_in_one_group():
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
     assert [tuple(parameter.shape) for parameter in decayed["params"]] == [(3, 2)]
     assert sorted(tuple(parameter.shape) for parameter in plain["params"]) == [(1, 1, 4), (3,), (3,), (3,)]
+
+
+def test_layers_nearer_to_the_input_have_lower_rates():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 8}
+    model = MMEForVideoClassification(preset_config("tiny", **sizes, use_attentive_pooling=True))
+    groups = parameter_groups(model, 0.05, learning_rate=1.0, layer_decay=0.5)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = {
+        names[parameter]: (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]
+    }
+    assert len(found) == len(names) and sum(len(group["params"]) for group in groups) == len(names)
+    # Published: decay ** (2 blocks + 1 - layer), the embedding being layer 0, the blocks 1 and 2, the rest 3.
+    for name, expected in {
+        "mme.embeddings.patch_embeddings.projection.weight": (0.125, 0.05),
+        "mme.embeddings.patch_embeddings.projection.bias": (0.125, 0.0),
+        "mme.layers.0.mlp.fc1.weight": (0.25, 0.05),
+        "mme.layers.1.layernorm_before.weight": (0.5, 0.0),
+        "mme.layernorm.weight": (1.0, 0.0),
+        "pooler.query": (1.0, 0.0),
+        "pooler.layer.mlp.fc1.weight": (1.0, 0.05),
+        "classifier.weight": (1.0, 0.05),
+        "classifier.bias": (1.0, 0.0),
+    }.items():
+        assert found[name] == expected, name
+    assert groups[0]["lr"] == 1.0  # the one that is reported
+
+
+def test_what_is_frozen_is_in_no_group():
+    model = nn.Linear(2, 3)
+    model.weight.requires_grad_(False)
+    (group,) = parameter_groups(model, 0.05)
+    assert [tuple(parameter.shape) for parameter in group["params"]] == [(3,)]
+
+
+def test_the_average_begins_with_the_first_update():
+    model = nn.Linear(1, 1, bias=False)
+    average = build_average(model, 0.5, device=torch.device("cpu"))
+    found = []
+    for value in (1.0, 2.0, 4.0):
+        model.weight.data.fill_(value)
+        average.update_parameters(model)
+        found.append(average.module.weight.item())
+    assert found == [1.0, 1.5, 2.75]  # half of what it was, half of what is new
+    assert build_average(model, None, device=torch.device("cpu")) is None
 
 
 def test_learning_rates_are_per_256_clips():

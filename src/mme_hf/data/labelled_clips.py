@@ -216,9 +216,9 @@ class LabelledClipDataset(VideoDataset):
         of_pixels, of_inputs = augmentation.of_pixels(size, fill), augmentation.of_inputs()
         options = {"do_sample_frames": False, "do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
         clips = []
-        # torchvision draws from torch's global generator.
+        # torchvision draws from torch's global generator; those of other devices are the model's.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))
+            torch.default_generator.manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))
             for clip in places:
                 inputs = processor(of_pixels(frames[clip]), **options)["pixel_values"][0]
                 clips.append(of_inputs(inputs))

@@ -1,0 +1,146 @@
+"""What of a classifier is trained, and what is saved of it."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from mme_hf import MMEForVideoClassification, preset_config
+from mme_hf.training import parse_arguments
+from mme_hf.training.finetuning_arguments import FinetuningArguments
+from mme_hf.training.finetuning_setup import (
+    add_lora,
+    choose_what_is_trained,
+    exported_weights,
+    remind_of_directions,
+)
+
+SIZES = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 8, "image_size": 16}
+
+
+def model(**options):
+    return MMEForVideoClassification(preset_config("tiny", **SIZES, num_frames=2, **options))
+
+
+def arguments(*argv):
+    return parse_arguments(FinetuningArguments, ["--train_dir", "videos", *argv])
+
+
+def trained_parts(classifier):
+    names = [name for name, parameter in classifier.named_parameters() if parameter.requires_grad]
+    return {".".join(name.split(".")[: 3 if name.startswith("mme.layers") else 2]) for name in names}
+
+
+HEAD = {"classifier.weight", "classifier.bias", "fc_norm.weight", "fc_norm.bias"}
+BLOCKS = [f"mme.layers.{number}" for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("freeze", "expected"),
+    [
+        (None, {"mme.embeddings", *BLOCKS}),
+        ("patch_embed", set(BLOCKS)),
+        ("0", set(BLOCKS)),
+        ("2", {BLOCKS[2]}),
+        ("3", set()),
+        ("encoder", set()),
+    ],
+)
+def test_what_is_frozen_is_not_trained_and_the_head_always_is(freeze, expected):
+    classifier = model()
+    choose_what_is_trained(arguments(*(["--freeze", freeze] if freeze else [])), classifier)
+    assert trained_parts(classifier) == HEAD | expected
+
+
+def test_the_pooler_is_trained_beside_a_frozen_encoder():
+    classifier = model(use_attentive_pooling=True)
+    choose_what_is_trained(arguments("--freeze", "encoder"), classifier)
+    assert trained_parts(classifier) == HEAD | {"pooler.query", "pooler.layer"}
+
+
+def test_low_rank_changes_of_queries_and_values_are_merged_by_hand_too():
+    pytest.importorskip("peft")
+    classifier = model()
+    before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+    add_lora(classifier, 2, 6.0)
+    trained = {name for name, parameter in classifier.named_parameters() if parameter.requires_grad}
+    changes = {name for name in trained if ".lora_" in name}
+    assert trained - changes == HEAD and len(changes) == 3 * 2 * 2
+    # They start as no change.
+    start = exported_weights(classifier)
+    assert start.keys() == before.keys() and all(torch.equal(start[name], before[name]) for name in before)
+    attention = classifier.mme.layers[1].attention
+    torch.nn.init.normal_(attention.v_proj.lora_B["default"].weight)
+    up, down = attention.v_proj.lora_B["default"].weight, attention.v_proj.lora_A["default"].weight
+    merged = exported_weights(classifier)
+    changed = "mme.layers.1.attention.v_proj.weight"
+    assert torch.allclose(merged[changed], before[changed] + 6.0 / 2 * up @ down, atol=1e-6)
+    assert all(torch.equal(merged[name], before[name]) for name in before if name != changed)
+
+
+def test_without_peft_one_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(
+        ValueError, match=r"lora_rank \(4\) needs peft, which is not installed: pip install 'mme_hf\[lora\]'"
+    ):
+        choose_what_is_trained(arguments("--lora_rank", "4"), model())
+
+
+def test_exported_weights_are_a_copy():
+    classifier = model()
+    weights = exported_weights(classifier)
+    classifier.classifier.bias.data.fill_(7.0)
+    assert not weights["classifier.bias"].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "flip_probability", "is_loud"),
+    [("Pushing something from left to right", 0.5, True), ("Turning clockwise", 0.1, True), ("wave", 0.5, False)],
+)
+def test_mirrored_directions_are_warned_of(name, flip_probability, is_loud, caplog):
+    with caplog.at_level("INFO"):
+        remind_of_directions(("jump", name), flip_probability)
+    assert ("WRONG LABEL" in caplog.text) == is_loud and "--no_flip" in caplog.text
+    caplog.clear()
+    remind_of_directions(("jump", name), 0.0)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--freeze", "all"], r"freeze \('all'\) must be 'encoder', 'patch_embed' or a number of blocks"),
+        (["--freeze", "2", "--lora_rank", "4"], r"lora_rank \(4\) freezes the encoder itself; leave freeze \(2\) out"),
+        (["--lora_alpha", "4"], r"lora_alpha \(4.0\) needs --lora_rank"),
+        (["--layer_decay", "0"], r"layer_decay \(0.0\) must lie in \(0, 1\]"),
+        (["--ema_decay", "1"], r"ema_decay \(1.0\) must lie in \[0, 1\)"),
+        (["--label_smoothing", "1"], r"label_smoothing \(1.0\) must lie in \[0, 1\)"),
+        (["--mixup_alpha", "-1"], r"mixup_alpha \(-1.0\) must be at least 0"),
+        (["--early_stopping_patience", "2"], r"early_stopping_patience \(2\) needs videos to judge by"),
+        (["--per_device_train_batch_size", "5"], r"does not divide by samples_per_video \(2\)"),
+        (["--min_crop_scale", "0"], r"min_crop_scale \(0.0\) must lie in \(0, 1\]"),
+        (["--flip_probability", "2"], r"flip_probability \(2.0\) must lie in \[0, 1\]"),
+        (["--num_eval_crops", "0"], r"num_eval_crops \(0\) must be at least 1"),
+        (["--frame_sampling", "sparse"], r"frame_sampling \('sparse'\) must be one of"),
+        (["--model_options", json.dumps({"num_labels": 3})], "which the classes of the videos decide"),
+        (["--model_options", json.dumps({"drop_path_rate": 0.3})], "which has a flag of its own"),
+    ],
+)
+def test_a_flag_with_a_wrong_value_is_named(argv, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(*argv)
+
+
+def test_no_flip_wins():
+    args = arguments("--no_flip", "--flip_probability", "0.5")
+    assert args.training_views.augmentation.flip_probability == 0.0
+    assert arguments().training_views.augmentation.flip_probability == 0.5
+
+
+def test_the_defaults_are_the_published_recipe():
+    args = arguments()
+    expected = {"layer_decay": 0.75, "drop_path_rate": 0.1, "label_smoothing": 0.1, "mixup_alpha": 0.8}
+    expected |= {"cutmix_alpha": 1.0, "weight_decay": 0.05, "adam_beta2": 0.999, "learning_rate": 1e-3}
+    expected |= {"rand_augment_magnitude": 7, "rand_augment_num_ops": 4, "samples_per_video": 2, "min_crop_scale": 0.25}
+    assert {name: getattr(args, name) for name in expected} == expected
