@@ -31,7 +31,17 @@ def data(direction_videos):
     return direction_videos
 
 
-def test_it_learns_a_direction_and_leaves_all_that_it_promises(data, tmp_path):
+def assert_card_runs(folder, data, start, monkeypatch):
+    """Run the code of a card as its reader does: from the folder that the run was started in."""
+    monkeypatch.chdir(start)
+    code = (folder / "README.md").read_text().split("```python")[1].split("```")[0]
+    video = next((data["validation_dir"] / "left").iterdir())
+    names = {}
+    exec(code.replace("video.mp4", str(video)).replace("path/to/", ""), names)
+    assert names["logits"].shape == (1, 2)
+
+
+def test_it_learns_a_direction_and_leaves_all_that_it_promises(data, tmp_path, monkeypatch):
     videos = tmp_path / "train"
     shutil.copytree(data["train_dir"], videos)
     (videos / "right" / "broken.mp4").write_bytes(b"no video")
@@ -65,6 +75,7 @@ def test_it_learns_a_direction_and_leaves_all_that_it_promises(data, tmp_path):
     card = (folder / "README.md").read_text()
     assert f"| {results['top1']:.3f} | 1.000 |" in card and str(tmp_path) not in card
     assert "model-index" in card and 'MMEForVideoClassification.from_pretrained("run")' in card
+    assert_card_runs(folder, data, tmp_path, monkeypatch)
     (bad,) = [json.loads(line) for line in (folder / "bad_videos.jsonl").read_text().splitlines()]
     assert bad["source"] == str(videos / "right" / "broken.mp4")
 
@@ -110,7 +121,7 @@ def test_it_stops_early_and_keeps_the_best(data, tmp_path, caplog):
     assert (own.state.step, own.best.step) == (3, 1)
 
 
-def test_other_kinds_of_data_train_too(data, tmp_path, caplog):
+def test_other_kinds_of_data_train_too(data, tmp_path, caplog, monkeypatch):
     # A data set of two splits, as a stream: judged at its end alone.
     root = data["train_dir"].parent
     stream = {"dataset_name": root, "validation_split": "validation", "streaming": "true", "max_train_steps": 3}
@@ -120,6 +131,7 @@ def test_other_kinds_of_data_train_too(data, tmp_path, caplog):
     judged = [line for line in caplog.messages if "validation top-1" in line]
     assert len(judged) == 1 and judged[0].startswith("update 3: ")
     assert (own.best.step, own.best.result.num_videos) == (3, 10)
+    assert_card_runs(tmp_path / "stream", data, tmp_path, monkeypatch)
     # A manifest; three crops of two clips of each video to judge by.
     for split, name in (("train_dir", "train.txt"), ("validation_dir", "validation.txt")):
         files = sorted(data[split].rglob("*.mp4"))

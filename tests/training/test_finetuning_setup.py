@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mme_hf.training import parse_arguments
 from mme_hf.training.finetuning_arguments import FinetuningArguments
 from mme_hf.training.finetuning_setup import (
     add_lora,
+    build_classifier,
     choose_what_is_trained,
     exported_weights,
     remind_of_directions,
@@ -85,6 +87,20 @@ def test_without_peft_one_line_says_how_to_get_it(monkeypatch):
         ValueError, match=r"lora_rank \(4\) needs peft, which is not installed: pip install 'mme_hf\[lora\]'"
     ):
         choose_what_is_trained(arguments("--lora_rank", "4"), model())
+
+
+def test_a_pooler_is_kept_and_may_be_added(tmp_path):
+    records = SimpleNamespace(label_names=("jump", "wave"))
+    known = {"id2label": {0: "jump", 1: "wave"}, "label2id": {"jump": 0, "wave": 1}}
+    for name, options in (("mean", {}), ("pooled", {"use_attentive_pooling": True})):
+        model(**options, **known).save_pretrained(tmp_path / name)
+    pooled, _ = build_classifier(arguments("--model_name_or_path", str(tmp_path / "pooled")), records)
+    before = MMEForVideoClassification.from_pretrained(tmp_path / "pooled").state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pooled.state_dict().items())
+    flags = ("--model_name_or_path", str(tmp_path / "mean"), "--use_attentive_pooling")
+    added, processor = build_classifier(arguments(*flags), records)
+    assert added.pooler is not None and (processor.num_frames, processor.crop_size["height"]) == (2, 16)
+    assert added.config.drop_path_rate == 0.1
 
 
 def test_exported_weights_are_a_copy():

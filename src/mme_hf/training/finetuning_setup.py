@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 LORA_MODULES = ("q_proj", "v_proj")
 _HEAD = ("pooler.", "fc_norm.", "classifier.")
+# A classifier that averages tokens has no LayerNorm before its pooling.
+_MAY_BE_NEW = (*_HEAD, "mme.layernorm.")
 _SAYS_A_DIRECTION = re.compile(r"left|right|clockwise", re.IGNORECASE)
 # What decides the batches, the model, or is brought back by the saved states whatever a resumed run asks for.
 _SETTINGS = (
@@ -110,10 +112,11 @@ def build_classifier(
     options = {
         **label_mappings(records),
         "problem_type": "single_label_classification",
-        "use_attentive_pooling": args.use_attentive_pooling,
         "drop_path_rate": args.drop_path_rate,
         **args.model_options,
     }
+    if args.use_attentive_pooling:  # else as the checkpoint has it
+        options["use_attentive_pooling"] = True
     if args.model_name_or_path:
         model = _load_classifier(args.model_name_or_path, records.label_names, options)
         processor = processor_of(args.model_name_or_path, model.config, args)
@@ -136,7 +139,7 @@ def _load_classifier(name: str, label_names: tuple[str, ...], options: dict[str,
     except OSError as error:
         raise ValueError(f"model_name_or_path ({name!r}) cannot be opened: {error}") from error
     strange = [tensor[0] for tensor in report["mismatched_keys"] if not tensor[0].startswith(_HEAD)]
-    lost = [tensor for tensor in report["missing_keys"] if not tensor.startswith(_HEAD)]
+    lost = [tensor for tensor in report["missing_keys"] if not tensor.startswith(_MAY_BE_NEW)]
     if strange or lost:
         raise ValueError(
             f"model_name_or_path ({name!r}) is no checkpoint of this model: {', '.join([*strange, *lost][:3])} would "

@@ -19,8 +19,9 @@ class UnlabelledVideoError(ValueError):
 class MixedInputs:
     """Makes a classifier's keyword arguments of a batch: pixel values, and a share of each class for each clip.
 
-    One batch in two is blended (MixUp) and one has rectangles pasted (CutMix), each clip with the clip of another
-    video; then labels are smoothed. What is drawn depends on the seed and on the batch's place in the run alone.
+    One batch in two is blended (MixUp) and one has rectangles pasted (CutMix), each clip with a clip of another video,
+    if the batch has more than one; then labels are smoothed. What is drawn depends on the seed and on the batch's place
+    in the run alone.
 
     Args:
         device: Where the model is.
