@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -34,6 +35,7 @@ def trained_parts(classifier):
     return {".".join(name.split(".")[: 3 if name.startswith("mme.layers") else 2]) for name in names}
 
 
+RECIPES = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("finetune-*.yaml"))
 HEAD = {"classifier.weight", "classifier.bias", "fc_norm.weight", "fc_norm.bias"}
 BLOCKS = [f"mme.layers.{number}" for number in range(3)]
 
@@ -148,6 +150,12 @@ def test_a_flag_with_a_wrong_value_is_named(argv, message):
         arguments(*argv)
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_read(path):
+    args = arguments("--config", str(path))
+    assert args.num_frames == 16 and args.has_validation_data is False
+
+
 def test_no_flip_wins():
     args = arguments("--no_flip", "--flip_probability", "0.5")
     assert args.training_views.augmentation.flip_probability == 0.0
@@ -157,6 +165,8 @@ def test_no_flip_wins():
 def test_the_defaults_are_the_published_recipe():
     args = arguments()
     expected = {"layer_decay": 0.75, "drop_path_rate": 0.1, "label_smoothing": 0.1, "mixup_alpha": 0.8}
-    expected |= {"cutmix_alpha": 1.0, "weight_decay": 0.05, "adam_beta2": 0.999, "learning_rate": 1e-3}
+    expected |= {"cutmix_alpha": 1.0, "weight_decay": 0.05, "adam_beta2": 0.999}
+    # Published: 1e-3 for 256 videos of two clips each.
+    expected["learning_rate"] = 5e-4
     expected |= {"rand_augment_magnitude": 7, "rand_augment_num_ops": 4, "samples_per_video": 2, "min_crop_scale": 0.25}
     assert {name: getattr(args, name) for name in expected} == expected

@@ -69,8 +69,8 @@ class FinetuningArguments(RecipeArguments, LoopArguments, LabelledDataArguments)
     """Everything that `examples/finetune.py` can be told."""
 
     output_dir: str = flag("outputs/finetune", "Folder for the model, checkpoints, logs and reports.")
-    learning_rate: float = flag(1e-3, "Peak learning rate for 256 clips an update; scaled to the global batch.")
-    min_learning_rate: float = flag(1e-6, "Floor of the cosine, scaled like the peak.")
+    learning_rate: float = flag(5e-4, "Peak learning rate for 256 clips an update; scaled to the global batch.")
+    min_learning_rate: float = flag(5e-7, "Floor of the cosine, scaled like the peak.")
     adam_beta2: float = flag(0.999, "AdamW beta 2.")
     num_train_epochs: float = flag(30.0, "Passes over the videos.")
     warmup_epochs: float = flag(1.0, "Epochs of linear warm-up.")
