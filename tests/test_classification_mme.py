@@ -173,6 +173,16 @@ def test_regression_of_one_value(shape):
     assert outputs.loss.item() == pytest.approx(((first - 1.5) ** 2 + (second + 0.5) ** 2) / 2)
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_no_clips_give_loss_0_and_zero_gradients(pooling):
+    # A process whose videos could not be read keeps step with the others, so every parameter must have a gradient.
+    model = small_model(problem_type="single_label_classification", **POOLINGS[pooling])
+    loss = model(clips()[:0], labels=torch.zeros(0, 3)).loss
+    loss.backward()
+    assert loss == 0 and all(parameter.grad is not None for parameter in model.parameters())
+    assert not any(parameter.grad.any() for parameter in model.parameters())
+
+
 def test_half_precision_gives_a_float32_loss():
     model = small_model().bfloat16()
     assert model(clips().bfloat16(), labels=torch.tensor([0, 1])).loss.dtype == torch.float32
