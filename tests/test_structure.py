@@ -65,6 +65,7 @@ ALLOWED = {
     "wording": set(),
     "motion": {"point_tracking_mme", "trajectories_mme", "wording"},
     "hub": set(),
+    "metrics": set(),
     "data": {"_version", "hub", "motion", "raw_clips_mme", "video", "video_processing_mme"},
     "checkpoints": {"configuration_mme", "modeling_mme"},
     "drawing": set(),
