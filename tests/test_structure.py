@@ -64,6 +64,7 @@ ALLOWED = {
     "video": set(),
     "wording": set(),
     "motion": {"point_tracking_mme", "trajectories_mme", "wording"},
+    "charts": set(),
     "hub": set(),
     "metrics": set(),
     "data": {"_version", "hub", "motion", "raw_clips_mme", "video", "video_processing_mme"},

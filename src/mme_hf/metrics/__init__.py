@@ -6,8 +6,10 @@ are scores, a list of one number per class for each video; `references` are the 
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,8 +28,17 @@ def load_metric(name: str) -> EvaluationModule:
     Raises:
         ValueError: If there is none of that name.
     """
-    import evaluate
-
     if name not in METRICS:
         raise ValueError(f"metric {name!r} is none of the package: {', '.join(METRICS)}.")
-    return evaluate.load(str(Path(__file__).with_name(f"{name}.py")), keep_in_memory=True)
+    return _evaluate_library().load(str(Path(__file__).with_name(f"{name}.py")), keep_in_memory=True)
+
+
+def _evaluate_library() -> ModuleType:
+    # Python looks first in the folder of the script that it runs, and examples/ has an evaluate.py of its own.
+    everywhere = sys.path[:]
+    sys.path[:] = [folder for folder in everywhere if not Path(folder, "evaluate.py").is_file()]
+    try:
+        import evaluate
+    finally:
+        sys.path[:] = everywhere
+    return evaluate
