@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Names fit beside a matrix of so many classes, numbers into its cells of so many.
 MAX_NAMED_CLASSES, MAX_NUMBERED_CLASSES = 60, 20
 NUM_LISTED_MISTAKES = 30
+NUM_TIMELINE_LABELS = 8
 _DOTS_PER_INCH = 110
 _MAX_NAME_LENGTH = 28
 
@@ -77,3 +78,63 @@ def _figure(width: float, height: float) -> Figure:
 
 def _shortened(name: str) -> str:
     return name if len(name) <= _MAX_NAME_LENGTH else name[: _MAX_NAME_LENGTH - 3] + "..."
+
+
+def draw_timeline(
+    path: str | Path,
+    times: Sequence[tuple[float, float]],
+    scores: np.ndarray,
+    label_names: Sequence[str],
+    *,
+    title: str,
+    pictures: Sequence[np.ndarray] = (),
+) -> None:
+    """Write a picture of which labels a video has when: a row for each label, darker where its score is higher.
+
+    The labels that win somewhere are shown, most frequent first, and then those with the highest mean, up to
+    `NUM_TIMELINE_LABELS`.
+
+    Args:
+        path: File to write.
+        times: Where each window begins and ends, in seconds.
+        scores: Of each window, shape (windows, classes).
+        label_names: Class names in label order.
+        title: Line at the top.
+        pictures: Frames evenly spaced over the video, each uint8 (H, W, 3), shown above.
+    """
+    wins = np.bincount(scores.argmax(1), minlength=scores.shape[1])
+    rows = sorted(range(len(label_names)), key=lambda label: (-wins[label], -scores[:, label].mean()))
+    rows = rows[:NUM_TIMELINE_LABELS]
+    height = 1.2 + 0.3 * len(rows)
+    if pictures:
+        strip = np.concatenate(pictures, axis=1)
+        strip_height = 9.0 * strip.shape[0] / strip.shape[1]
+        figure = _figure(12, height + strip_height)
+        above, axes = figure.subplots(2, 1, height_ratios=(strip_height, height))
+        above.imshow(strip, aspect="auto")
+        above.set_axis_off()
+    else:
+        figure = _figure(12, height)
+        axes = figure.subplots()
+    # Overlapping windows stand for the time around their middle.
+    middles = np.array([(start + end) / 2 for start, end in times])
+    edges = np.concatenate([[times[0][0]], (middles[1:] + middles[:-1]) / 2, [times[-1][1]]])
+    mesh = axes.pcolormesh(edges, np.arange(len(rows) + 1), scores[:, rows].T, cmap="Blues", vmin=0, vmax=1)
+    place = {label: row for row, label in enumerate(rows)}
+    shown = [(window, place[label]) for window, label in enumerate(scores.argmax(1)) if label in place]
+    windows, own_rows = np.array(shown, int).reshape(-1, 2).T
+    axes.hlines(own_rows + 0.94, edges[windows], edges[windows + 1], color="darkorange", linewidth=2)
+    axes.invert_yaxis()
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [_shortened(label_names[row]) for row in rows], fontsize=9)
+    axes.xaxis.set_major_formatter(lambda seconds, _: clock(seconds))
+    axes.set_xlabel("time; the best label is underlined")
+    figure.suptitle(title, fontsize=11)
+    figure.colorbar(mesh, ax=axes, label="score", pad=0.01)
+    figure.savefig(path)
+
+
+def clock(seconds: float, *, tenths: bool = False) -> str:
+    """Return a time as "1:05" or "1:05.0", with hours if there are any; without tenths these are shown if not zero."""
+    minutes, rest = divmod(round(10 * seconds), 600)
+    shown = f"{rest // 10:02d}" + (f".{rest % 10}" if tenths or rest % 10 else "")
+    return f"{minutes // 60}:{minutes % 60:02d}:{shown}" if minutes >= 60 else f"{minutes}:{shown}"
