@@ -154,13 +154,14 @@ class Prediction:
         width = max(len(name) for name, _ in top)
         for name, score in top:
             print(f"  {name:<{width}}  {bar(score)} {100 * score:5.1f} %")
-        result = {"video": video.name, "seconds": end, "predictions": as_dicts(top)}
+        result = {"video": video.name, "seconds": round(end, 3), "predictions": as_dicts(top)}
         if num_windows > 1:
-            self._tell_when(video)
+            if not video.is_stream:  # of which each window has been told
+                self._tell_when(video)
             result["timeline"] = str(self._draw(video))
             print(f"  timeline: {result['timeline']}")
         result["windows"] = [
-            {"start_seconds": start, "end_seconds": end, "predictions": as_dicts(self._top(scores))}
+            {"start_seconds": round(start, 3), "end_seconds": round(end, 3), "predictions": as_dicts(self._top(scores))}
             for (start, end), scores in zip(video.times, video.scores, strict=True)
         ]
         self.results.append(result)
@@ -175,7 +176,8 @@ class Prediction:
             print(f"    ... and {len(spans) - MAX_SPANS_SHOWN} more")
 
     def _span_line(self, start: float, end: float, label: int, score: float) -> str:
-        return f"    {clock(start, tenths=True):>8} - {clock(end, tenths=True):<8}  {self.label_names[label]}  {100 * score:.0f} %"
+        times = f"{clock(start, tenths=True):>8} - {clock(end, tenths=True):<8}"
+        return f"    {times}  {self.label_names[label]}  {100 * score:.0f} %"
 
     def _top(self, scores: torch.Tensor) -> list[tuple[str, float]]:
         best = scores.topk(min(self.args.top_k, len(scores)))
@@ -222,7 +224,7 @@ def bar(score: float) -> str:
 
 
 def as_dicts(top: list[tuple[str, float]]) -> list[dict]:
-    return [{"label": name, "score": score} for name, score in top]
+    return [{"label": name, "score": round(score, 6)} for name, score in top]
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 """examples/evaluate.py as a user runs it: alone, on two processes, and with what it cannot judge."""
 
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -15,8 +14,9 @@ import torch
 from conftest import moving_texture, write_video
 from huggingface_hub import EvalResult, ModelCardData
 from PIL import Image
+from small_classifiers import load_script, save_small_classifier
 
-from mme_hf import MMEConfig, MMEForVideoClassification, MMEModel, MMEVideoProcessor, open_video
+from mme_hf import MMEForVideoClassification, MMEModel, MMEVideoProcessor, open_video
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "evaluate.py"
 NUM_FILES = 3 + 2  # a prime number: does not divide among two processes
@@ -50,17 +50,8 @@ def videos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
-    """A classifier with random weights whose classes are numbered otherwise than the videos', and are one more."""
-    folder = tmp_path_factory.mktemp("model") / "classifier"
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    MMEVideoProcessor(num_frames=4, frame_stride=2, **size).save_pretrained(folder)
-    names = ("walk", "sit", "run")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
-    config = MMEConfig(image_size=32, num_frames=4, initializer_range=0.5, **sizes, **labels)
-    MMEForVideoClassification(config).save_pretrained(folder)
-    return folder
+    """A classifier whose classes are numbered otherwise than the videos', and are one more."""
+    return save_small_classifier(tmp_path_factory.mktemp("model") / "classifier", ("walk", "sit", "run"))
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +134,7 @@ def test_two_processes_count_every_video_once(videos, model_dir, evaluated, tmp_
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.mark.parametrize("kind", ["no classifier", "unknown class", "no data"])

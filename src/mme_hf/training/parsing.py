@@ -81,15 +81,16 @@ def parse_arguments(
     from transformers import HfArgumentParser
 
     argv = list(sys.argv[1:] if argv is None else argv)
-    usage = "%(prog)s [--config FILE.yaml] [--flag value ...]"  # argparse's own names every flag: 60 lines
+    named = f"{positional.upper()} ... " if positional else ""
+    usage = f"%(prog)s {named}[--config FILE.yaml] [--flag value ...]"  # argparse's own names every flag: 60 lines
     parser = HfArgumentParser(arguments_class, allow_abbrev=False, formatter_class=_HelpFormatter, usage=usage)
     parser.error = _refuse  # argparse's own prints the usage first
     given, unknown = parser.parse_known_args(argv)
     if positional:
         words = [word for word in unknown if word == "-" or not word.startswith("-")]
         unknown = [word for word in unknown if word not in words]
-        argv += [f"--{positional}", *(getattr(given, positional) or []), *words] if words else []
-        parser.usage = f"%(prog)s {positional.upper()} [--flag value ...]"
+        if words:
+            argv += [f"--{positional}", *(getattr(given, positional) or []), *words]
     if unknown:
         flag = unknown[0].split("=")[0]
         remedy = _remedy(flag, _flags_of(arguments_class)) if flag.startswith("-") else "Name videos with --train_dir."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 
 from .errors import VideoReadError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ def stream_frames(source: str | BinaryIO, name: str) -> Iterator[StreamedFrame]:
         name: What messages call it.
 
     Raises:
-        VideoReadError: If it cannot be opened, or holds no frame. A stream that breaks off later ends there.
+        VideoReadError: If it cannot be opened, or holds no frame. One that breaks off later ends there, with a warning.
     """
     import av
 
@@ -51,5 +54,6 @@ def stream_frames(source: str | BinaryIO, name: str) -> Iterator[StreamedFrame]:
     except (av.error.FFmpegError, OSError) as error:
         if not has_frames:
             raise VideoReadError(name, f"FFmpeg cannot read it ({error}).") from error
+        logger.warning("%s breaks off: %s", name, error)
     if not has_frames:
         raise VideoReadError(name, "it holds no frame.")
