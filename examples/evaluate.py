@@ -48,7 +48,7 @@ from mme_hf.training.setup import (
     num_decoding_workers,
     use_all_cores,
 )
-from mme_hf.wording import counted
+from mme_hf.wording import counted, percent
 
 logger = logging.getLogger("evaluate")
 
@@ -198,7 +198,7 @@ class Evaluation:
         text = json.dumps(report, indent=2, ensure_ascii=False)
         (self.output_dir / "eval_results.json").write_text(text + "\n", encoding="utf-8")
         write_predictions(self.output_dir / "predictions.csv", predictions, self.label_names)
-        title = f"{report['dataset']}: top-1 {report['top1']:.1%} of {counted(report['num_videos'], 'video')}"
+        title = f"{report['dataset']}: top-1 {percent(report['top1'])} of {counted(report['num_videos'], 'video')}"
         counts = confusion_counts(predictions.scores, predictions.labels)
         draw_confusion(self.output_dir / "confusion.png", counts, self.label_names, title=title)
 

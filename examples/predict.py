@@ -34,6 +34,7 @@ from mme_hf.training.labelled_data import label_names_of
 from mme_hf.training.prediction import scores_of
 from mme_hf.training.setup import check_output_dir, use_all_cores
 from mme_hf.video.stream import stream_frames
+from mme_hf.wording import counted, percent
 
 BAR_WIDTH = 30
 MAX_SPANS_SHOWN = 20
@@ -149,11 +150,11 @@ class Prediction:
 
     def _tell(self, video: WatchedVideo) -> None:
         end, num_windows = video.times[-1][1], len(video.times)
-        print(f"{video.name}: {end:.1f} s, {num_windows} window{'s' * (num_windows > 1)}")
+        print(f"{video.name}: {end:.1f} s, {counted(num_windows, 'window')}")
         top = self._top(video.mean_scores)
         width = max(len(name) for name, _ in top)
         for name, score in top:
-            print(f"  {name:<{width}}  {bar(score)} {100 * score:5.1f} %")
+            print(f"  {name:<{width}}  {bar(score)} {percent(score):>7}")
         result = {"video": video.name, "seconds": round(end, 3), "predictions": as_dicts(top)}
         if num_windows > 1:
             if not video.is_stream:  # of which each window has been told
@@ -177,7 +178,7 @@ class Prediction:
 
     def _span_line(self, start: float, end: float, label: int, score: float) -> str:
         times = f"{clock(start, tenths=True):>8} - {clock(end, tenths=True):<8}"
-        return f"    {times}  {self.label_names[label]}  {100 * score:.0f} %"
+        return f"    {times}  {self.label_names[label]}  {percent(score, 0)}"
 
     def _top(self, scores: torch.Tensor) -> list[tuple[str, float]]:
         best = scores.topk(min(self.args.top_k, len(scores)))

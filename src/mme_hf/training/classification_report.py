@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..wording import percent
 from .metrics import NUM_CALIBRATION_BINS, classification_metrics, confusion_counts, wilson_interval
 from .prediction import VideoPredictions
 
@@ -101,11 +102,11 @@ def figures_table(report: Mapping[str, Any]) -> list[str]:
     """Return the lines of a table of a report's figures."""
     low, high = report["top1_interval"]
     rows = [
-        ("top-1", _percent(report["top1"]), f"95 % interval {_percent(low)} to {_percent(high)} (Wilson, over videos)"),
-        ("top-5", _percent(report["top5"]), "of five classes or fewer" if report["num_classes"] <= 5 else ""),
-        ("mean class accuracy", _percent(report["mean_class_accuracy"]), ""),
-        ("calibration error", _percent(report["ece"]), f"{NUM_CALIBRATION_BINS} bins; 0 is as sure as right"),
-        ("most frequent class", _percent(report["most_frequent_class"]), "right by always guessing it"),
+        ("top-1", percent(report["top1"]), f"95 % interval {percent(low)} to {percent(high)} (Wilson, over videos)"),
+        ("top-5", percent(report["top5"]), "of five classes or fewer" if report["num_classes"] <= 5 else ""),
+        ("mean class accuracy", percent(report["mean_class_accuracy"]), ""),
+        ("calibration error", percent(report["ece"]), f"{NUM_CALIBRATION_BINS} bins; 0 is as sure as right"),
+        ("most frequent class", percent(report["most_frequent_class"]), "right by always guessing it"),
     ]
     return [f"  {name:<20} {value:>7}   {note}".rstrip() for name, value, note in rows]
 
@@ -121,10 +122,6 @@ def class_table(report: Mapping[str, Any]) -> list[str]:
     lines = [*title, f"  {'class':<{width}}  videos    right  guessed  most often mistaken for"]
     for row in rows:
         mistake = "{} ({})".format(*row["mistaken_for"]) if row["mistaken_for"] else "-"
-        figures = f"{row['num_videos']:>6}  {_percent(row['accuracy']):>7}  {row['num_guessed']:>7}"
+        figures = f"{row['num_videos']:>6}  {percent(row['accuracy']):>7}  {row['num_guessed']:>7}"
         lines.append(f"  {row['label']:<{width}}  {figures}  {mistake}")
     return lines
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

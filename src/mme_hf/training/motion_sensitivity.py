@@ -7,11 +7,13 @@ from math import comb
 
 import torch
 
-# What differs from forwards in each order, and what a difference in accuracy says.
-_TESTED = {
-    "frozen": ("With each clip frozen at its middle frame", "it uses what changes over a clip"),
-    "shuffled": ("With the frames of each clip shuffled", "it uses the order of frames"),
-    "reversed": ("With each clip played backwards", "it uses the direction of time"),
+from ..wording import percent
+
+# What is done to clips in each order, and what is lost by it.
+_LOST_BY = {
+    "frozen": ("With each clip frozen at its middle frame", "what changes over a clip"),
+    "shuffled": ("With the frames of each clip shuffled", "the order of frames"),
+    "reversed": ("With each clip played backwards", "the direction of time"),
 }
 _CAVEAT = (
     "Such clips were not among those it was trained on, so part of a loss may be that they look strange to it, and not "
@@ -59,9 +61,9 @@ def sensitivity_table(sensitivity: Mapping[str, Mapping[str, float]]) -> list[st
     """Return the lines of a table of what `motion_sensitivity` returns."""
     lines = [f"  {'frames':<10} {'right':>7}  {'same guess':>10}  {'lost':>5}  {'won':>5}"]
     for order, found in sensitivity.items():
-        line = f"  {order:<10} {found['top1']:>7.1%}"
+        line = f"  {order:<10} {percent(found['top1']):>7}"
         if "same_guess" in found:
-            line += f"  {found['same_guess']:>10.1%}  {found['lost']:>5}  {found['won']:>5}"
+            line += f"  {percent(found['same_guess']):>10}  {found['lost']:>5}  {found['won']:>5}"
         lines.append(line)
     return lines
 
@@ -75,17 +77,18 @@ def motion_words(sensitivity: Mapping[str, Mapping[str, float]], num_videos: int
     """
     forwards = sensitivity["forwards"]["top1"]
     sentences, has_loss = [], False
-    for order, (what, meaning) in _TESTED.items():
+    for order, (what, lost) in _LOST_BY.items():
         if order not in sensitivity:
             continue
         found = sensitivity[order]
         counts = f"{found['lost']:.0f} lost, {found['won']:.0f} won, p = {found['p_value']:.2g}"
-        share = f"{what} it is right on {found['top1']:.0%} of the videos, forwards on {forwards:.0%} ({counts})"
+        right, right_forwards = percent(found["top1"], 0), percent(forwards, 0)
+        share = f"{what} it is right on {right} of the videos, forwards on {right_forwards} ({counts})"
         if found["p_value"] >= SIGNIFICANCE:
-            sentences.append(f"{share}: {num_videos} videos do not show that {meaning}.")
+            sentences.append(f"{share}: {num_videos} videos do not show that it uses {lost}.")
         elif found["lost"] > found["won"]:
-            sentences.append(f"{share}: {meaning}.")
+            sentences.append(f"{share}: it uses {lost}.")
             has_loss = True
         else:
-            sentences.append(f"{share}: that it does better so means that what it makes of motion misleads it.")
+            sentences.append(f"{share}: what it makes of {lost} does not help it here.")
     return [*sentences, _CAVEAT] if has_loss else sentences
