@@ -1,12 +1,18 @@
 """Conversion of the published pre-training layout, against a NumPy reading of METHOD.md on the published names."""
 
+import argparse
 import math
+import pathlib
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
-from mme_hf.checkpoints import convert_checkpoint
+from mme_hf import MMEForVideoClassification, MMEModel
+from mme_hf.checkpoints import LAYOUTS, convert_and_report, convert_checkpoint
 
 WIDTH, DECODER_WIDTH, HEADS, DECODER_HEADS = 8, 4, 2, 1
 TUBELET, PATCH, HEAD_HIDDEN = 2, 4, 6
@@ -233,3 +239,185 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_plain_words(tmp_path):
             convert_checkpoint(path)
     with pytest.raises(FileNotFoundError, match="no such checkpoint file"):
         convert_checkpoint(tmp_path / "none.pth")
+
+
+# --- classifiers and VideoMAE ---
+
+PARAMETER = "attention.attention."
+CLASSIFIER = {"image_size": 8, "num_frames": 4, "num_attention_heads": HEADS}
+
+
+def classifier_tensors(norm: str, num_labels: int = 3) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(6)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator) * 0.5
+
+    tensors = {
+        "patch_embed.proj.weight": draw(WIDTH, 3, TUBELET, PATCH, PATCH),
+        "patch_embed.proj.bias": draw(WIDTH),
+        f"{norm}.weight": draw(WIDTH),
+        f"{norm}.bias": draw(WIDTH),
+        "head.weight": draw(num_labels, WIDTH),
+        "head.bias": draw(num_labels),
+    }
+    for number in range(2):
+        tensors |= published_block(f"blocks.{number}", WIDTH, draw)
+    return tensors
+
+
+def videomae_tensors(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The pre-training layout of VideoMAE: one decoder, whose head is one linear layer to the pixels of a token."""
+    tensors = {
+        name.replace("decoder.0.", "decoder.").replace("encoder_to_decoder.0", "encoder_to_decoder"): tensor
+        for name, tensor in published.items()
+        if "decoder.0.head" not in name
+    }
+    size = 3 * TUBELET * PATCH**2
+    return {**tensors, "decoder.head.weight": torch.ones(size, DECODER_WIDTH), "decoder.head.bias": torch.ones(size)}
+
+
+def transformers_classifier(
+    tensors: dict[str, torch.Tensor], *, use_mean_pooling: bool
+) -> VideoMAEForVideoClassification:
+    """VideoMAE of transformers with these weights, and the published epsilons."""
+    config = VideoMAEConfig(
+        image_size=8,
+        patch_size=PATCH,
+        num_frames=4,
+        tubelet_size=TUBELET,
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        intermediate_size=2 * WIDTH,
+        layer_norm_eps=1e-6,
+        use_mean_pooling=use_mean_pooling,
+        num_labels=3,
+    )
+    model = VideoMAEForVideoClassification(config).eval()
+    if use_mean_pooling:
+        model.fc_norm.eps = 1e-6
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        for theirs, part in transformers_parts(name, tensor):
+            parameters.pop(theirs).data.copy_(part)
+    assert not parameters
+    return model
+
+
+def transformers_parts(name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+    """The names of transformers' VideoMAE for a published tensor, and their values."""
+    for published, theirs in (
+        ("patch_embed.proj", "videomae.embeddings.patch_embeddings.projection"),
+        ("attn.q_bias", PARAMETER + "query.bias"),
+        ("attn.v_bias", PARAMETER + "value.bias"),
+        ("attn.proj", "attention.output.dense"),
+        ("norm1", "layernorm_before"),
+        ("norm2", "layernorm_after"),
+        ("mlp.fc1", "intermediate.dense"),
+        ("mlp.fc2", "output.dense"),
+        ("blocks.", "videomae.encoder.layer."),
+        ("head.", "classifier."),
+    ):
+        name = name.replace(published, theirs)
+    if name.startswith("norm."):
+        name = f"videomae.layer{name}"
+    if name.endswith("attn.qkv.weight"):
+        parts = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
+        return [(name.replace("attn.qkv", PARAMETER + part), rows) for part, rows in parts]
+    return [(name, tensor)]
+
+
+@pytest.mark.parametrize("norm", ["fc_norm", "norm"])
+@torch.no_grad()
+def test_converted_classifier_computes_what_transformers_videomae_does(checkpoint, norm):
+    tensors = classifier_tensors(norm)
+    model = convert_checkpoint(checkpoint(tensors), **CLASSIFIER)
+    assert isinstance(model, MMEForVideoClassification)
+    assert (model.config.num_labels, model.config.use_mean_pooling) == (3, norm == "fc_norm")
+    video = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    reference = transformers_classifier(tensors, use_mean_pooling=norm == "fc_norm")
+    torch.testing.assert_close(model(video).logits, reference(video).logits, atol=1e-5, rtol=0)
+
+
+def test_classifier_with_both_norms_is_an_error_that_names_one(checkpoint):
+    with pytest.raises(ValueError, match=r"no place for norm\.weight, norm\.bias"):
+        convert_checkpoint(checkpoint({**classifier_tensors("norm"), **classifier_tensors("fc_norm")}), **CLASSIFIER)
+
+
+@pytest.mark.parametrize("removed", ["fc_norm.weight", "head.bias"])
+def test_classifier_without_one_tensor_is_an_error_that_names_it(checkpoint, removed):
+    tensors = classifier_tensors("fc_norm")
+    del tensors[removed]
+    with pytest.raises(ValueError, match=f"lacks {removed.replace('head', 'classifier')}"):
+        convert_checkpoint(checkpoint(tensors), **CLASSIFIER)
+
+
+def test_videomae_pretraining_becomes_the_encoder_of_the_same_mme_checkpoint(checkpoint, published):
+    expected = convert_checkpoint(checkpoint(), **OVERRIDES).mme.state_dict()
+    conversion = convert_and_report(checkpoint(videomae_tensors(published)), **CLASSIFIER)
+    assert isinstance(conversion.model, MMEModel)
+    assert conversion.model.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in conversion.model.state_dict().items())
+    from_decoder = {name for name in videomae_tensors(published) if not name.startswith("encoder.")}
+    assert set(conversion.left_out) == from_decoder
+
+
+@pytest.mark.parametrize("removed", ["mask_token", "decoder.blocks.1.attn.qkv.weight", "decoder.head.bias"])
+def test_videomae_decoder_must_be_whole(checkpoint, published, removed):
+    tensors = videomae_tensors(published)
+    del tensors[removed]
+    with pytest.raises(ValueError, match=f"lacks {removed}: a part of a VideoMAE pre-training checkpoint"):
+        convert_checkpoint(checkpoint(tensors), **CLASSIFIER)
+
+
+def test_videomae_decoder_with_more_than_the_published_tensors_is_an_error(checkpoint, published):
+    with pytest.raises(ValueError, match=r"no place for decoder\.blocks\.0\.gamma_1"):
+        convert_checkpoint(
+            checkpoint({**videomae_tensors(published), "decoder.blocks.0.gamma_1": torch.ones(1)}), **CLASSIFIER
+        )
+
+
+@pytest.mark.parametrize(("width", "heads"), [(384, 6), (768, 12), (1024, 16), (1280, 16), (1408, 16)])
+def test_heads_are_those_of_the_published_sizes(width, heads):
+    (layout,) = (layout for layout in LAYOUTS if layout.marker == "head.weight")
+    shapes = {"patch_embed.proj.weight": (width, 3, 2, 16, 16), "blocks.0.mlp.fc1.weight": (4, width)}
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in {**shapes, "head.weight": (3, width)}.items()}
+    assert layout.config_from(tensors)["num_attention_heads"] == heads
+
+
+def test_safetensors_and_deepspeed_files_convert_alike(tmp_path):
+    tensors = classifier_tensors("fc_norm")
+    save_file(tensors, tmp_path / "model.safetensors")
+    bookkeeping = {
+        "optimizer": None,
+        "lr_scheduler": None,
+        "ds_version": "0.5.8",
+        "ds_config": {"train_batch_size": 8},
+        "buffer_names": [],
+        "sparse_tensor_module_names": set(),
+        "param_shapes": [OrderedDict((name, tensor.shape) for name, tensor in tensors.items())],
+    }
+    torch.save({"module": OrderedDict(tensors), **bookkeeping}, tmp_path / "mp_rank_00_model_states.pt")
+    models = [convert_checkpoint(path, **CLASSIFIER) for path in sorted(tmp_path.iterdir())]
+    assert len(models) == 2
+    pairs = zip(*(model.state_dict().values() for model in models), strict=True)
+    assert all(torch.equal(first, second) for first, second in pairs)
+
+
+def test_arguments_of_the_published_run_beside_the_weights_are_read_and_other_objects_are_not(tmp_path):
+    path = tmp_path / "run.pth"
+    arguments = argparse.Namespace(lr=1e-3, device="cuda", betas=[0.9, 0.95])
+    torch.save({"model": classifier_tensors("fc_norm"), "args": arguments}, path)
+    assert convert_checkpoint(path, **CLASSIFIER).config.num_labels == 3
+    arguments.output_dir = pathlib.PurePosixPath("runs")
+    torch.save({"model": classifier_tensors("fc_norm"), "args": arguments}, path)
+    with pytest.raises(ValueError, match="not a checkpoint of tensors alone") as error:
+        convert_checkpoint(path, **CLASSIFIER)
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_safetensors_file_is_refused_in_plain_words(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match="not a checkpoint of tensors alone"):
+        convert_checkpoint(tmp_path / "model.safetensors")

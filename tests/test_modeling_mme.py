@@ -7,7 +7,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
 from mme_hf.configuration_mme import MMEConfig
-from mme_hf.modeling_mme import MMEDropPath, MMEForPreTraining, MMEModel
+from mme_hf.layers_mme import MMEDropPath
+from mme_hf.modeling_mme import MMEForPreTraining, MMEModel
 from mme_hf.tokens_mme import masked_indices_from, sinusoid_table, visible_indices_from
 
 # 2 tubelets x 2 rows x 2 columns = 8 tokens, of which 5 are masked.

@@ -15,9 +15,11 @@ ALLOWED = {
     "configuration_mme": {"names_mme"},
     "tokens_mme": set(),
     "layers_mme": {"configuration_mme", "tokens_mme"},
+    "attention_mme": {"configuration_mme", "layers_mme"},
     "outputs_mme": set(),
     "videomae_weights_mme": set(),
     "modeling_mme": {
+        "attention_mme",
         "configuration_mme",
         "layers_mme",
         "names_mme",
@@ -60,6 +62,7 @@ ALLOWED = {
         "video_inputs_mme",
         "video_options_mme",
     },
+    "padding": set(),
     "presets": {"configuration_mme"},
     "video": set(),
     "wording": set(),
@@ -68,7 +71,8 @@ ALLOWED = {
     "hub": set(),
     "metrics": set(),
     "data": {"_version", "hub", "motion", "raw_clips_mme", "video", "video_processing_mme"},
-    "checkpoints": {"configuration_mme", "modeling_mme"},
+    "checkpoint_layouts": {"modeling_mme"},
+    "checkpoints": {"checkpoint_layouts", "configuration_mme", "modeling_mme"},
     "drawing": set(),
     "visualization": {
         "drawing",
@@ -80,9 +84,9 @@ ALLOWED = {
         "video_processing_mme",
     },
 }
-# Run by hand (`python -m mme_hf.motion.report`) and by the examples; named after what it is about, it may import all
-# that is public, as the examples may. Nothing of ours may import it.
-COMMANDS = {SOURCE / "motion" / "report.py"}
+# Run by hand (`python -m mme_hf.motion.report`) and by the examples; named after what they are about, they may import
+# all that is public, as the examples may. Nothing of ours may import them.
+COMMANDS = {SOURCE / "motion" / "report.py", SOURCE / "data" / "prepare.py"}
 CORE_PACKAGES = {"torch", "torchvision", "numpy", "transformers", "huggingface_hub"}
 
 

@@ -17,6 +17,7 @@ from .configuration_mme import MMEConfig
 from .modeling_mme import MMEForPreTraining, MMEForVideoClassification, MMEModel, MMEPreTrainedModel
 from .motion import build_tracker, compensate_camera_motion
 from .motion_targets_mme import MOTION_TARGETS, REFERENCE_MOTION, histogram_of_gradients
+from .padding import pad_clips
 from .point_tracking_mme import track_points
 from .presets import preset_config
 from .trajectories_mme import ClipGeometry, Trajectories, grid_points
@@ -50,6 +51,7 @@ __all__ = [
     "grid_points",
     "histogram_of_gradients",
     "open_video",
+    "pad_clips",
     "preset_config",
     "track_points",
 ]

@@ -6,7 +6,6 @@ V = N - M visible, D features, S values predicted per token. Tokens are numbered
 """
 
 import math
-from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -14,21 +13,21 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .attention_mme import MMEAttention, MMEAttentivePooler, MMELayer
 from .configuration_mme import MMEConfig
-from .layers_mme import MMEMLP, MMEDropPath, MMEEmbeddings, MMETubeletProjection, cast_once_for_autocast
+from .layers_mme import MMEMLP, MMEEmbeddings, MMETubeletProjection, cast_once_for_autocast
 from .names_mme import check_names
 from .outputs_mme import MMEForPreTrainingOutput, MMEModelOutput
 from .tokens_mme import (
     MMESinusoidPositions,
     check_num_masked,
+    first_of_tokens,
     masked_indices_from,
     mean_of_tokens,
     sinusoid_table,
@@ -36,126 +35,23 @@ from .tokens_mme import (
     token_mask_from,
     visible_indices_from,
 )
-from .videomae_weights_mme import VIDEOMAE_KEY_MAPPING, config_dict_of_videomae, mme_fields_of_videomae
+from .videomae_weights_mme import (
+    VIDEOMAE_KEY_MAPPING,
+    VIDEOMAE_KEYS_LEFT_OUT,
+    config_dict_of_videomae,
+    mme_fields_of_videomae,
+)
+
+logger = logging.get_logger(__name__)
 
 _INPUT_NAMES = frozenset(
     ("pixel_values", "bool_masked_pos", "masked_indices", "frame_mask", "labels", "target_mask", "return_dict")
 ) | frozenset(TransformersKwargs.__annotations__)
 # The published classifier's start: 0.001 of a deviation of 0.02.
 CLASSIFIER_STD = 0.02 * 0.001
-# Heads of ours, and the decoder of a VideoMAE.
-_NOT_OF_THE_ENCODER = [r"^decoder\.", r"^encoder_to_decoder\.", r"^mask_token$", r"^(pooler|fc_norm|classifier)\."]
+_HEADS = [r"^decoder\.", r"^(pooler|fc_norm|classifier)\."]
+_FINAL_LAYERNORM = {"layernorm.weight", "layernorm.bias"}
 _HEAD_ACTIVATIONS: dict[str, type[nn.Module]] = {"linear": nn.Identity, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return attention, shape (B, queries, heads, head_dim), and its weights, shape (B, heads, queries, keys)."""
-    attention_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        attention_weights = attention_weights + attention_mask
-    attention_weights = nn.functional.softmax(attention_weights, dim=-1, dtype=torch.float32).to(query.dtype)
-    attention_weights = nn.functional.dropout(attention_weights, p=dropout, training=module.training)
-    return torch.matmul(attention_weights, value).transpose(1, 2).contiguous(), attention_weights
-
-
-class MMEAttention(nn.Module):
-    """Multi-head attention of the first `num_queries` tokens to all tokens; not causal.
-
-    Encoder and decoder share one configuration and pass their sizes: a copy of it with the decoder's sizes would not
-    follow `set_attn_implementation`.
-    """
-
-    def __init__(self, config: MMEConfig, hidden_size: int, num_attention_heads: int):
-        super().__init__()
-        self.config = config
-        self.head_dim = hidden_size // num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.attention_probs_dropout_prob
-        self.is_causal = False  # read by sdpa and flash attention, which would default to True
-        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(hidden_size, hidden_size)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        num_queries: int | None = None,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return attention's output, shape (batch_size, num_queries, hidden_size), and its weights if it has them."""
-        hidden_states = cast_once_for_autocast(hidden_states)
-        query_states = hidden_states if num_queries is None else hidden_states[:, :num_queries]
-        query = self.q_proj(query_states).unflatten(2, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, M, head_dim)
-        key = self.k_proj(hidden_states).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
-        value = self.v_proj(hidden_states).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
-
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        if hidden_states.shape[0] == 0:
-            attention_interface = eager_attention_forward  # flash attention refuses an empty batch
-        attention_output, attention_weights = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        return self.o_proj(attention_output.flatten(2)), attention_weights
-
-
-class MMELayer(GradientCheckpointingLayer):
-    """A pre-norm transformer block, of the encoder or of the decoder."""
-
-    def __init__(
-        self,
-        config: MMEConfig,
-        *,
-        hidden_size: int,
-        num_attention_heads: int,
-        intermediate_size: int,
-        drop_path_rate: float = 0.0,
-    ):
-        super().__init__()
-        self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
-        self.attention = MMEAttention(config, hidden_size, num_attention_heads)
-        self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
-        self.mlp = MMEMLP(config, hidden_size, intermediate_size, hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.drop_path = MMEDropPath(drop_path_rate)
-
-    def forward(
-        self, hidden_states: torch.Tensor, num_queries: int | None = None, **kwargs: Unpack[TransformersKwargs]
-    ) -> torch.Tensor:
-        """Return the first `num_queries` tokens (default all) after the block; every token is attended to.
-
-        Args:
-            hidden_states: Shape (batch_size, num_tokens, hidden_size).
-            num_queries: How many leading tokens the caller needs.
-            **kwargs: Passed to the attention, `attention_mask` and options of the attention function.
-
-        Returns:
-            Shape (batch_size, num_queries, hidden_size).
-        """
-        attention_output, _ = self.attention(self.layernorm_before(hidden_states), num_queries, **kwargs)
-        residual = hidden_states if num_queries is None else hidden_states[:, :num_queries]
-        hidden_states = residual + self.drop_path(self.dropout(attention_output))
-        mlp_output = self.mlp(self.layernorm_after(hidden_states))
-        return hidden_states + self.drop_path(self.dropout(mlp_output))
 
 
 def _check_input_names(model: nn.Module, kwargs: dict) -> None:
@@ -179,6 +75,7 @@ class MMEPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs: ClassVar[dict[str, type]] = {"hidden_states": MMELayer, "attentions": MMEAttention}
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = VIDEOMAE_KEYS_LEFT_OUT
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
@@ -190,14 +87,20 @@ class MMEPreTrainedModel(PreTrainedModel):
         of_videomae = config_dict_of_videomae(pretrained_model_name_or_path, kwargs)
         if of_videomae is None:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-        if config is None:
-            fields = mme_fields_of_videomae(of_videomae)
+        if config is None or getattr(config, "model_type", None) == "videomae":
+            fields = mme_fields_of_videomae(of_videomae if config is None else config.to_dict())
             config, kwargs = cls.config_class.from_dict(fields, return_unused_kwargs=True, **kwargs)
         kwargs["key_mapping"] = VIDEOMAE_KEY_MAPPING
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         # Or it would be saved under VideoMAE's names, which a configuration of ours does not go with.
         (loaded[0] if isinstance(loaded, tuple) else loaded)._weight_conversions = None
         return loaded
+
+    def post_init(self) -> None:
+        """Finish building, as transformers has it, but report every key of a checkpoint that this model leaves out."""
+        super().post_init()
+        # transformers adds what parts ignore. An encoder alone has no use for heads; a model with heads misses them.
+        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -234,7 +137,24 @@ class MMEModel(MMEPreTrainedModel):
     """
 
     # Of a checkpoint with heads the encoder is all that is wanted here; what else it has is no news.
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = _NOT_OF_THE_ENCODER
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [*VIDEOMAE_KEYS_LEFT_OUT, *_HEADS]
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """Return the encoder in a checkpoint, as [`MMEPreTrainedModel.from_pretrained`] does.
+
+        A classifier that averages tokens has no final LayerNorm before; its encoder is returned without one, so that
+        features are the tokens that it averages.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if set(info["missing_keys"]) == _FINAL_LAYERNORM:
+            logger.warning(
+                "The encoder of this checkpoint has no final LayerNorm: the classifier it is from averages tokens "
+                "without one. It is left out, not initialized."
+            )
+            model.layernorm = None
+            info["missing_keys"] = set()
+        return (model, info) if output_loading_info else model
 
     def __init__(self, config: MMEConfig, has_final_layernorm: bool = True):
         super().__init__(config)
@@ -333,19 +253,22 @@ class MMEModel(MMEPreTrainedModel):
             check_num_masked(masked_indices.shape[1], num_tokens)
         visible_indices = None if masked_indices is None else visible_indices_from(masked_indices, num_tokens)
 
-        position_indices = None
+        token_mask = position_indices = None
         if frame_mask is not None:
             if masked_indices is not None:
                 raise ValueError("frame_mask cannot be combined with masked tokens. Mask clips of equal length.")
             token_mask, position_indices = self.token_mask(pixel_values, frame_mask)
+            # Padding that is not finite would reach real tokens, and gradients, as 0 * nan.
+            is_padding = ~frame_mask.to(pixel_values.device)[..., None, None, None]
+            pixel_values = pixel_values.masked_fill(is_padding, 0.0)
         hidden_states = self.embeddings(pixel_values, visible_indices, position_indices)
-        if frame_mask is not None:
+        if token_mask is not None:
             kwargs["attention_mask"] = create_bidirectional_mask(self.config, hidden_states, token_mask)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
         if self.layernorm is not None:
             hidden_states = self.layernorm(hidden_states)
-        return MMEModelOutput(last_hidden_state=hidden_states, visible_indices=visible_indices)
+        return MMEModelOutput(last_hidden_state=hidden_states, visible_indices=visible_indices, token_mask=token_mask)
 
     def token_mask(self, pixel_values: torch.Tensor, frame_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return which tokens are real, bool, and where they are in the clip without padding, (batch_size, num_tokens).
@@ -355,6 +278,10 @@ class MMEModel(MMEPreTrainedModel):
                 no real frame.
         """
         _, rows, columns = self.embeddings.patch_embeddings.token_grid(pixel_values)
+        if not isinstance(frame_mask, torch.Tensor):
+            raise ValueError(
+                f"frame_mask is a {type(frame_mask).__name__}, expected a tensor. mme_hf.pad_clips makes it."
+            )
         if frame_mask.shape != pixel_values.shape[:2] or frame_mask.dtype != torch.bool:
             raise ValueError(
                 f"frame_mask has shape {tuple(frame_mask.shape)} and dtype {frame_mask.dtype}, expected torch.bool of "
@@ -390,11 +317,11 @@ class MMEModel(MMEPreTrainedModel):
         if pool not in ("mean", "none"):
             raise ValueError(f"pool ({pool!r}) must be 'mean' or 'none'.")
         is_last = layer in (-1, num_layers)
-        outputs = self(pixel_values, frame_mask=frame_mask, output_hidden_states=not is_last)
+        outputs = self(pixel_values, frame_mask=frame_mask, output_hidden_states=not is_last, return_dict=True)
         tokens = outputs.last_hidden_state if is_last else outputs.hidden_states[layer]
         if pool == "none":
             return tokens
-        return mean_of_tokens(tokens, None if frame_mask is None else self.token_mask(pixel_values, frame_mask)[0])
+        return mean_of_tokens(tokens, outputs.token_mask)
 
 
 class MMEDecoder(nn.Module):
@@ -519,7 +446,7 @@ class MMEForPreTraining(MMEPreTrainedModel):
             raise ValueError(f"0 of {num_tokens} tokens are masked, so there is nothing to predict. Mask some.")
         self._check_labels(labels, target_mask, (pixel_values.shape[0], num_tokens))
 
-        encoded = self.mme(pixel_values, masked_indices=masked_indices, **kwargs)
+        encoded = self.mme(pixel_values, masked_indices=masked_indices, return_dict=True, **kwargs)
         logits = self.decoder(encoded.last_hidden_state, encoded.visible_indices, masked_indices, **kwargs)
 
         loss = target_losses = None
@@ -586,47 +513,18 @@ class MMEClassifierHead(nn.Linear):
     """The last layer of a classifier; a class of its own because it has a start of its own."""
 
 
-class MMEAttentivePooler(nn.Module):
-    """A learnt query that attends to all tokens, in one transformer block of which only the query is computed.
-
-    Source: Touvron et al., Going deeper with Image Transformers, class attention.
-    """
-
-    def __init__(self, config: MMEConfig):
-        super().__init__()
-        self.config = config
-        self.query = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.layer = MMELayer(
-            config,
-            hidden_size=config.hidden_size,
-            num_attention_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size,
-        )
-
-    def forward(self, tokens: torch.Tensor, token_mask: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
-        """Return one vector for each clip, shape (batch_size, hidden_size).
-
-        Args:
-            tokens: Features, shape (batch_size, num_tokens, hidden_size).
-            token_mask: True where a token is real, shape (batch_size, num_tokens); None for all.
-            **kwargs: Passed to the attention function.
-        """
-        hidden_states = torch.cat([self.query.expand(len(tokens), -1, -1), tokens], dim=1)
-        if token_mask is not None:
-            token_mask = nn.functional.pad(token_mask, (1, 0), value=True)
-            kwargs["attention_mask"] = create_bidirectional_mask(
-                self.config, hidden_states[:, :1], token_mask, encoder_hidden_states=hidden_states
-            )
-        return self.layer(hidden_states, num_queries=1, **kwargs)[:, 0]
-
-
 class MMEForVideoClassification(MMEPreTrainedModel):
     """The encoder with a classifier on top: the mean of its tokens, or an attentive pooler, a LayerNorm, one layer.
 
     Loads from a folder of pre-training, whose decoder is left out and whose head is new, and from VideoMAE checkpoints.
     """
 
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [*_NOT_OF_THE_ENCODER[:-1], r"^mme\.layernorm\."]
+    # The final LayerNorm too: where tokens are averaged, their mean is normalised instead.
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
+        *VIDEOMAE_KEYS_LEFT_OUT,
+        r"^decoder\.",
+        r"^(mme\.)?layernorm\.",
+    ]
 
     def __init__(self, config: MMEConfig):
         super().__init__(config)
@@ -654,23 +552,25 @@ class MMEForVideoClassification(MMEPreTrainedModel):
             labels: Class numbers, int64, shape (batch_size,); with `problem_type` "single_label_classification" also
                 the share of each class, as mixed clips have it, float, shape (batch_size, num_labels). With
                 "multi_label_classification" 0 or 1 for each class, with "regression" values, both float, of that
-                shape. Without a `problem_type` it is told from the labels, as everywhere in transformers.
+                shape, or (batch_size,) for one label. Without a `problem_type` it is told from the first labels, as
+                everywhere in transformers.
             frame_mask: True where a frame is real, bool, shape (batch_size, num_frames), for clips padded to a common
                 length. Padding changes no logits.
-            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and options of the attention.
+            **kwargs: `num_items_in_batch`, which the Trainer gives: how many numbers the `labels` of all batches of
+                an update have, which the loss is then divided by instead of those of this batch;
+                `output_hidden_states`, `output_attentions`, `return_dict`, and options of the attention.
 
         Raises:
             ValueError: If a shape does not fit, or an input is misspelt.
         """
         _check_input_names(self, kwargs)
-        # Trainer's, for the loss alone.
-        loss_kwargs = {name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs}
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         self.mme.check_inputs(pixel_values, None, None)
-        encoded = self.mme(pixel_values, frame_mask=frame_mask, **kwargs)
-        token_mask = None if frame_mask is None else self.mme.token_mask(pixel_values, frame_mask)[0]
-        logits = self.classifier(self.pool(encoded.last_hidden_state, token_mask))
+        self._check_labels(labels, pixel_values.shape[0])
+        encoded = self.mme(pixel_values, frame_mask=frame_mask, return_dict=True, **kwargs)
+        logits = self.classifier(self.pool(encoded.last_hidden_state, encoded.token_mask))
         return ImageClassifierOutput(
-            loss=None if labels is None else self._loss(logits, labels, **loss_kwargs),
+            loss=None if labels is None else self._loss(logits.float(), labels.to(logits.device), num_items_in_batch),
             logits=logits,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
@@ -684,14 +584,39 @@ class MMEForVideoClassification(MMEPreTrainedModel):
             token_mask: True where a token is real, shape (batch_size, num_tokens); None for all.
         """
         if self.fc_norm is None:
-            return tokens[:, 0]
+            return first_of_tokens(tokens, token_mask)
         pooled = mean_of_tokens(tokens, token_mask) if self.pooler is None else self.pooler(tokens, token_mask)
         return self.fc_norm(pooled)
 
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor, **kwargs) -> torch.Tensor:
-        if self.config.problem_type == "single_label_classification" and labels.is_floating_point():
-            return nn.functional.cross_entropy(logits.float(), labels.to(logits.device))
-        return self.loss_function(labels, logits, self.config, **kwargs)
+    def _check_labels(self, labels: torch.Tensor | None, batch_size: int) -> None:
+        if labels is None:
+            return
+        is_number_of_class = not labels.is_floating_point()
+        expected = {(batch_size,)} if is_number_of_class else {(batch_size, self.num_labels)}
+        if self.num_labels == 1:
+            expected |= {(batch_size,), (batch_size, 1)}
+        if tuple(labels.shape) not in expected:
+            raise ValueError(
+                f"labels has shape {tuple(labels.shape)} and dtype {labels.dtype}, expected whole numbers of shape "
+                f"(batch,) = {(batch_size,)}, one class for each clip, or floating point ones of shape (batch, labels) "
+                f"= {(batch_size, self.num_labels)}."
+            )
+
+    def _loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        is_mixed = self.config.problem_type == "single_label_classification" and labels.is_floating_point()
+        if is_mixed:
+            loss = nn.functional.cross_entropy(logits, labels)
+        else:
+            loss = self.loss_function(labels, logits, self.config, num_items_in_batch=num_items_in_batch)
+        # The call above has told a problem_type that was not given.
+        if num_items_in_batch is None or (self.config.problem_type == "single_label_classification" and not is_mixed):
+            return loss
+        # transformers divides by num_items_in_batch for class numbers alone, and the Trainer relies on it for all.
+        if isinstance(num_items_in_batch, torch.Tensor):
+            num_items_in_batch = num_items_in_batch.to(loss.device)
+        return loss * (labels.numel() / num_items_in_batch)
 
 
 __all__ = ["MMEForPreTraining", "MMEForVideoClassification", "MMEModel", "MMEPreTrainedModel"]

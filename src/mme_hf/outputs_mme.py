@@ -20,9 +20,11 @@ class MMEModelOutput(BaseModelOutput):
             (batch_size, num_attention_heads, num_visible, num_visible).
         visible_indices: Which tokens `last_hidden_state` holds, int64, shape (batch_size, num_visible); None if none
             was masked.
+        token_mask: Which tokens are real, bool, shape (batch_size, num_tokens); None without `frame_mask`.
     """
 
     visible_indices: torch.Tensor | None = None
+    token_mask: torch.Tensor | None = None
 
 
 @dataclass

@@ -112,8 +112,16 @@ def mean_of_tokens(tokens: torch.Tensor, token_mask: torch.Tensor | None = None)
     """Return the mean over a clip's tokens, those that are real, shape (batch_size, hidden_size)."""
     if token_mask is None:
         return tokens.mean(1)
-    # Filled, not multiplied: what attention makes of padding may be anything.
-    return tokens.masked_fill(~token_mask[..., None], 0.0).sum(1) / token_mask.sum(1, keepdim=True)
+    # In float32, as mean() adds up: half precision overflows.
+    total = tokens.masked_fill(~token_mask[..., None], 0.0).sum(1, dtype=torch.float32)
+    return (total / token_mask.sum(1, keepdim=True)).to(tokens.dtype)
+
+
+def first_of_tokens(tokens: torch.Tensor, token_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Return a clip's first token, of those that are real, shape (batch_size, hidden_size)."""
+    if token_mask is None:
+        return tokens[:, 0]
+    return take_tokens(tokens, token_mask.to(torch.uint8).argmax(1, keepdim=True))[:, 0]
 
 
 class MMESinusoidPositions(nn.Module):

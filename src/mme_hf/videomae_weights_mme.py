@@ -18,6 +18,13 @@ VIDEOMAE_KEY_MAPPING = {
     r"intermediate\.dense": "mlp.fc1",
     r"output\.dense": "mlp.fc2",
 }
+# The decoder, which predicts other things, and a bias of the key, which some files have though softmax cancels it.
+VIDEOMAE_KEYS_LEFT_OUT = [
+    r"^decoder\.(decoder_layers|norm|head)\.",
+    r"^encoder_to_decoder\.",
+    r"^mask_token$",
+    r"attention\.k_proj\.bias$",
+]
 # The same in both; the decoder's fields are left out: MME's predicts other things.
 _SHARED_FIELDS = (
     "attention_probs_dropout_prob",
@@ -76,4 +83,4 @@ def mme_fields_of_videomae(values: dict[str, Any]) -> dict[str, Any]:
     return {**fields, "fc_norm_eps": _VIDEOMAE_FC_NORM_EPS}
 
 
-__all__ = ["VIDEOMAE_KEY_MAPPING", "config_dict_of_videomae", "mme_fields_of_videomae"]
+__all__ = ["VIDEOMAE_KEYS_LEFT_OUT", "VIDEOMAE_KEY_MAPPING", "config_dict_of_videomae", "mme_fields_of_videomae"]

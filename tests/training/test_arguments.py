@@ -7,7 +7,11 @@ import pytest
 from mme_hf.training import ExtractionArguments, PretrainingArguments, parse_arguments
 from mme_hf.training.target_flags import parse_motion_targets
 
-CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
+CONFIGS = sorted(
+    path
+    for path in (Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml")
+    if not path.stem.startswith("finetune-")
+)
 
 
 def parse(*argv):

@@ -105,7 +105,7 @@ def load_folder_records(folder: str | Path, *, flag: str = "train_dir") -> Video
     root = Path(folder)
     if not root.is_dir():
         raise ValueError(f"{flag} ({str(root)!r}) is not a folder. Give a folder of videos or of class folders.")
-    files = _files_below(root)
+    files = files_below(root)
     videos = [path for path in files if path.suffix.lower() in VIDEO_EXTENSIONS and path.is_file()]
     lost = [path for path in files if path.suffix.lower() in VIDEO_EXTENSIONS and not path.exists()]
     missing = tuple((str(path), f"no such file: it is a link to {os.readlink(path)}") for path in lost)
@@ -278,7 +278,7 @@ def _records(paths: Sequence[str], labels: Sequence[str] | None, *, name: str, *
 def _is_plain_video_folder(root: Path) -> bool:
     if not root.is_dir():
         return False
-    suffixes = {path.suffix.lower() for path in _files_below(root)}
+    suffixes = {path.suffix.lower() for path in files_below(root)}
     return bool(suffixes & VIDEO_EXTENSIONS) and not suffixes & _DATA_SET_SUFFIXES
 
 
@@ -287,7 +287,7 @@ def _natural_order(label: str) -> tuple[int, int, str]:
     return (0, int(label), label) if label.isdigit() else (1, 0, label)
 
 
-def _files_below(root: Path) -> list[Path]:
+def files_below(root: Path) -> list[Path]:
     """Return the files of a folder and of those below it, linked ones too, sorted; hidden things are passed over."""
     files = []
     for folder, subfolders, names in os.walk(root, followlinks=True):
