@@ -25,7 +25,7 @@ from tqdm import tqdm
 from mme_hf import __version__
 from mme_hf.charts import draw_confusion
 from mme_hf.data import BadVideoLog, TooManyBadVideosError
-from mme_hf.data.labelled_clips import FRAME_ORDERS, ViewSampling, build_labelled_loader
+from mme_hf.data.labelled_clips import FRAME_ORDERS, NO_LABEL, ViewSampling, build_labelled_loader
 from mme_hf.model_card import local_name
 from mme_hf.training import parse_arguments, set_up_logging
 from mme_hf.training.classification_report import (
@@ -136,6 +136,9 @@ class Evaluation:
             total=num_own, desc=order, unit="video", disable=not self.accelerator.is_main_process, leave=False
         ) as bar:
             for batch in loader:
+                if (batch["labels"] == NO_LABEL).any():
+                    source = batch["sources"][int((batch["labels"] == NO_LABEL).int().argmax())]
+                    raise ValueError(f"{source} has no label, so it cannot be judged by. Leave it out.")
                 bad += batch["bad_videos"]
                 num_seen += batch["num_records"]
                 if self.accelerator.num_processes == 1:
