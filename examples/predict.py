@@ -66,6 +66,17 @@ class WatchedVideo:
         return spans
 
 
+class StandardInput:
+    """What is piped in, as it arrives. Ctrl-C is its end: what FFmpeg calls cannot raise it."""
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes, none at the end."""
+        try:
+            return sys.stdin.buffer.read1(size)
+        except KeyboardInterrupt:
+            return b""
+
+
 class Prediction:
     """One run over all videos that are named."""
 
@@ -138,7 +149,7 @@ class Prediction:
 
     def _stream_clips(self, name: str, shown_name: str) -> Iterator[WindowClip]:
         print(f"{shown_name}, as it comes:")
-        return self.windows.of_stream(stream_frames(sys.stdin.buffer if name == "-" else name, shown_name))
+        return self.windows.of_stream(stream_frames(StandardInput() if name == "-" else name, shown_name))
 
     @torch.no_grad()
     def _scores(self, clips: tuple[WindowClip, ...]) -> torch.Tensor:
