@@ -1,12 +1,9 @@
-import numpy as np
 import pytest
 import torch
-from conftest import write_video
 
-from mme_hf import VideoReadError, open_video
 from mme_hf.data import sliding_windows
 from mme_hf.data.sliding_windows import SlidingWindows
-from mme_hf.video.stream import StreamedFrame, stream_frames
+from mme_hf.video.stream import StreamedFrame
 
 
 class CountedFrames:
@@ -91,22 +88,3 @@ def test_a_long_video_is_read_in_pieces(monkeypatch):
 def test_a_stream_without_end_needs_a_window():
     with pytest.raises(ValueError, match="a stream has no end. Give --window_seconds"):
         next(SlidingWindows(3, 2, "segments").of_stream(streamed(5)))
-
-
-def test_frames_of_a_pipe_are_those_of_the_file(tmp_path):
-    path = write_video(tmp_path / "a.avi", np.random.default_rng(0).integers(0, 255, (9, 32, 48, 3), dtype=np.uint8))
-
-    class Pipe:
-        """A file that cannot be gone back in."""
-
-        def __init__(self, file):
-            self.read = file.read
-
-    with open(path, "rb") as file:
-        frames = list(stream_frames(Pipe(file), "a pipe"))
-    with open_video(path) as reader:
-        assert torch.equal(torch.stack([frame.pixels for frame in frames]), reader.frames_at(range(9)))
-    assert frames[0].average_fps == 30
-    (tmp_path / "b.avi").write_bytes(b"no video")
-    with pytest.raises(VideoReadError, match="b.avi"):
-        next(stream_frames(str(tmp_path / "b.avi"), "b.avi"))

@@ -43,7 +43,7 @@ def test_words_claim_no_more_than_the_counts_show():
     (sentence, caveat) = motion_words(clear, 10)
     assert sentence == (
         "With each clip frozen at its middle frame it is right on 10 % of the videos, forwards on 100 % (9 lost, 0 "
-        "won, p = 0.0039): it uses what changes over a clip."
+        "won, p = 0.0039): a sign that it uses what changes over a clip."
     )
     assert "not among those it was trained on" in caveat
     unclear = motion_sensitivity({"forwards": guesses(8), "frozen": guesses(4, first=6)}, LABELS)

@@ -87,7 +87,7 @@ def motion_words(sensitivity: Mapping[str, Mapping[str, float]], num_videos: int
         if found["p_value"] >= SIGNIFICANCE:
             sentences.append(f"{share}: {num_videos} videos do not show that it uses {lost}.")
         elif found["lost"] > found["won"]:
-            sentences.append(f"{share}: it uses {lost}.")
+            sentences.append(f"{share}: a sign that it uses {lost}.")
             has_loss = True
         else:
             sentences.append(f"{share}: what it makes of {lost} does not help it here.")
