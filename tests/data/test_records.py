@@ -3,7 +3,13 @@
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, Video
 
-from mme_hf.data import load_dataset_records, load_folder_records, load_manifest_records, load_sample_records
+from mme_hf.data import (
+    VideoRecords,
+    load_dataset_records,
+    load_folder_records,
+    load_manifest_records,
+    load_sample_records,
+)
 
 
 def touch(path, content=b"x"):
@@ -260,3 +266,12 @@ def test_videos_without_classes_cannot_be_numbered(tmp_path):
     touch(tmp_path / "a.mp4")
     with pytest.raises(ValueError, match="has no labels. Give class folders"):
         load_folder_records(tmp_path).relabelled(("jump",))
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_videos_without_a_class_among_others_stay_without(is_stream):
+    features = Features({"video": Video(decode=False), "label": ClassLabel(names=["jump", "walk"])})
+    dataset = Dataset.from_dict({"video": ["a.mp4", "b.mp4", "c.mp4"], "label": [1, -1, None]}, features=features)
+    records = VideoRecords(dataset, "mine", 3, ("jump", "walk"))
+    renumbered = (records.streamed() if is_stream else records).relabelled(("walk", "run", "jump"))
+    assert [record["label"] for record in renumbered.dataset] == [0, None, None]

@@ -71,11 +71,12 @@ class VideoRecords:
             )
         if tuple(label_names) == self.label_names:
             return self
-        number_of = [list(label_names).index(name) for name in self.label_names]
+        # Videos without a class (None, or -1 in sets of the Hub) have none in other numbers either.
+        number_of = {number: list(label_names).index(name) for number, name in enumerate(self.label_names)}
         if self.num_records is None:
-            dataset = self.dataset.map(lambda record: {**record, "label": number_of[record["label"]]})
+            dataset = self.dataset.map(lambda record: {**record, "label": number_of.get(record["label"])})
         else:
-            labels = [number_of[label] for label in self.dataset["label"]]
+            labels = [number_of.get(label) for label in self.dataset["label"]]
             dataset = self.dataset.remove_columns("label").add_column("label", labels)
         return replace(self, dataset=dataset, label_names=tuple(label_names))
 

@@ -61,7 +61,11 @@ def check_smallest(args: Any, smallest: Mapping[str, float]) -> None:
 
 
 def parse_arguments(
-    arguments_class: type[T], argv: Sequence[str] | None = None, *, sample_recipe: Path | None = None
+    arguments_class: type[T],
+    argv: Sequence[str] | None = None,
+    *,
+    sample_recipe: Path | None = None,
+    positional: str | None = None,
 ) -> T:
     """Return the arguments of a command line, on top of the recipe that its `--config` names.
 
@@ -69,6 +73,7 @@ def parse_arguments(
         arguments_class: `PretrainingArguments`, or a dataclass with its `config` and data fields.
         argv: Command line without the program; by default this process' own.
         sample_recipe: The recipe where neither a recipe nor any data is named.
+        positional: Field, a list, that words without a flag are added to; None takes no such words.
 
     Raises:
         ValueError: If the recipe is missing or none, a name is no flag, or a value is out of range.
@@ -76,21 +81,28 @@ def parse_arguments(
     from transformers import HfArgumentParser
 
     argv = list(sys.argv[1:] if argv is None else argv)
-    usage = "%(prog)s [--config FILE.yaml] [--flag value ...]"  # argparse's own names every flag: 60 lines
+    named = f"{positional.upper()} ... " if positional else ""
+    usage = f"%(prog)s {named}[--config FILE.yaml] [--flag value ...]"  # argparse's own names every flag: 60 lines
     parser = HfArgumentParser(arguments_class, allow_abbrev=False, formatter_class=_HelpFormatter, usage=usage)
     parser.error = _refuse  # argparse's own prints the usage first
     given, unknown = parser.parse_known_args(argv)
+    if positional:
+        words = [word for word in unknown if word == "-" or not word.startswith("-")]
+        unknown = [word for word in unknown if word not in words]
+        if words:
+            argv += [f"--{positional}", *(getattr(given, positional) or []), *words]
     if unknown:
         flag = unknown[0].split("=")[0]
         remedy = _remedy(flag, _flags_of(arguments_class)) if flag.startswith("-") else "Name videos with --train_dir."
         raise ValueError(f"{flag} is no flag. {remedy}")
     recipe = Path(given.config) if given.config else None
-    if recipe is None and not any(getattr(given, name) for name in _DATA_SOURCES):
+    if recipe is None and sample_recipe and not any(getattr(given, name) for name in _DATA_SOURCES):
         recipe = sample_recipe
     values = _read_recipe(recipe, arguments_class) if recipe is not None else {}
     try:
         # Through the parser, as if typed before the flags: so every value has the type that its flag has.
-        return parser.parse_args_into_dataclasses(_as_flags(values) + argv)[0]
+        # Words without a flag are in `argv` a second time, with theirs.
+        return parser.parse_args_into_dataclasses(_as_flags(values) + argv, return_remaining_strings=True)[0]
     except ValueError as error:
         typed = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
         at_fault = [name for name in values if name not in typed and re.search(rf"\b{name}\b", str(error))]

@@ -1,0 +1,37 @@
+"""A classifier that is to be used as it is, with the processor that makes its inputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..modeling_mme import MMEForVideoClassification
+from ..video_processing_mme import MMEVideoProcessor
+from .labelled_data import processor_of
+from .setup import check_model_name
+
+if TYPE_CHECKING:
+    from .judging_arguments import EvaluationArguments, PredictionArguments
+
+
+def load_classifier(
+    args: EvaluationArguments | PredictionArguments,
+) -> tuple[MMEForVideoClassification, MMEVideoProcessor]:
+    """Return the classifier that `model_name_or_path` names, and its processor, changed by the flags that are given.
+
+    Raises:
+        ValueError: If there is none, it has no trained head, or it tells no classes.
+    """
+    name = args.model_name_or_path
+    check_model_name("model_name_or_path", name)
+    try:
+        model, loading = MMEForVideoClassification.from_pretrained(name, output_loading_info=True)
+    except OSError as error:
+        raise ValueError(f"model_name_or_path ({name!r}) cannot be opened: {error}") from error
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"model_name_or_path ({name!r}) is no trained classifier: it has no {missing[0]!r}. Fine-tune it first."
+        )
+    if model.config.problem_type == "regression":
+        raise ValueError(f"model_name_or_path ({name!r}) predicts values (regression), not classes.")
+    return model.eval(), processor_of(name, model.config, args)

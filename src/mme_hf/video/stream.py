@@ -1,0 +1,59 @@
+"""The frames of a video in order, each once: for what has no end or cannot be gone back in, and so has no numbers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+from .errors import VideoReadError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StreamedFrame:
+    """One frame of a stream.
+
+    Attributes:
+        pixels: RGB, uint8, shape (3, H, W).
+        average_fps: Frames per second that the stream announces.
+    """
+
+    pixels: torch.Tensor
+    average_fps: float
+
+
+def stream_frames(source: str | BinaryIO, name: str) -> Iterator[StreamedFrame]:
+    """Yield the frames of a video as they arrive; of all that was before, none is kept.
+
+    Args:
+        source: Path or URL that FFmpeg can open, or a binary file object that need not seek, such as a pipe.
+        name: What messages call it.
+
+    Raises:
+        VideoReadError: If it cannot be opened, or holds no frame. One that breaks off later ends there, with a warning.
+    """
+    import av
+
+    has_frames = False
+    try:
+        with av.open(source, metadata_errors="replace") as container:
+            stream = container.streams.best("video")
+            if stream is None:
+                raise VideoReadError(name, "it has no video stream.")
+            rate = float(stream.average_rate or stream.guessed_rate or 0)
+            for frame in container.decode(stream):
+                has_frames = True
+                picture = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                yield StreamedFrame(torch.from_numpy(picture.copy()).permute(2, 0, 1), rate)
+    except (av.error.FFmpegError, OSError) as error:
+        if not has_frames:
+            raise VideoReadError(name, f"FFmpeg cannot read it ({error}).") from error
+        logger.warning("%s breaks off: %s", name, error)
+    if not has_frames:
+        raise VideoReadError(name, "it holds no frame.")
