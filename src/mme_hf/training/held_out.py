@@ -59,7 +59,7 @@ def watched(batches: Iterable[Mapping], bad_videos: BadVideoLog) -> Iterator[Map
         bad += batch["bad_videos"]
         num_seen += batch["num_records"]
         yield batch
-    bad_videos.record(gather_object(bad), num_seen=num_seen)
+    bad_videos.record(gather_object(bad), num_seen=sum(gather_object([num_seen])))
 
 
 def _put_up_with(batches: Iterable[Mapping]) -> Iterator[Mapping]:

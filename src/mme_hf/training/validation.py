@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from ..data import BadVideoLog
 from .held_out import watched
+from .metrics import classification_metrics
 from .mixing import UnlabelledVideoError
 from .prediction import VideoPredictions, predict_videos
 
@@ -42,11 +43,8 @@ class ValidationResult:
         if not predictions.is_labelled:
             source = predictions.sources[int(predictions.labels.argmin())]
             raise UnlabelledVideoError(f"{source} has no label, so it cannot be judged by. Leave it out.")
-        # Stable: of equal scores the first counts, on any machine.
-        ranked = predictions.scores.argsort(dim=1, descending=True, stable=True)
-        is_right = ranked == predictions.labels[:, None]
-        top1, top5 = (is_right[:, :count].any(1).double().mean().item() for count in (1, 5))
-        return cls(top1, top5, len(predictions.labels))
+        metrics = classification_metrics(predictions.scores, predictions.labels)
+        return cls(metrics["top1"], metrics["top5"], len(predictions.labels))
 
 
 @dataclass
