@@ -2,9 +2,9 @@
 
     accelerate launch examples/extract_features.py --model_name_or_path my_run --train_dir my_videos
 
-`datasets.load_dataset("outputs/features")` opens the result: a row for each clip, with the video's name, its label where
-it has one, and the feature (`--pool none`: one for each token). A run that was killed goes on where it was: finished
-shards are kept, whatever the number of processes. Without data: the sample clips.
+`datasets.load_dataset("outputs/features")` opens the result: a row for each clip, with the video's name, its label
+where it has one, and the feature (`--pool none`: one for each token). A run that was killed goes on where it was:
+finished shards are kept, whatever the number of processes. Without data: the sample clips.
 """
 
 from __future__ import annotations

@@ -23,19 +23,22 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in pretrain.py
 
+import torch
 from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
 
 from mme_hf import __version__
 from mme_hf.data import BadVideoLog, TooManyBadVideosError, VideoRecords
 from mme_hf.data.labelled_clips import ViewSampling, check_labels
+from mme_hf.data.records import GROUP_FIELD
 from mme_hf.model_card import public_settings
 from mme_hf.training import parse_arguments, set_up_logging
 from mme_hf.training.feature_cache import FeatureCache, cached_tables, videos_identity
 from mme_hf.training.frozen_encoder import FrozenEncoder
 from mme_hf.training.labelled_data import label_mappings
+from mme_hf.training.labelled_features import LabelledFeatures
 from mme_hf.training.probe_arguments import ProbeArguments
-from mme_hf.training.probes import LabelledFeatures, ProbeProtocol, run_probe, summary_of
+from mme_hf.training.probes import ProbeProtocol, run_probe, summary_of
 from mme_hf.training.setup import check_output_dir, load_training_records, load_validation_records, use_all_cores
 from mme_hf.wording import counted
 
@@ -110,7 +113,11 @@ class Probing:
             time.perf_counter() - started,
             self.cache.folder,
         )
-        return {pool: LabelledFeatures(table.values, labels[table.places]) for pool, table in tables.items()}
+        groups = _groups_of(records)
+        return {
+            pool: LabelledFeatures(table.values, labels[table.places], None if groups is None else groups[table.places])
+            for pool, table in tables.items()
+        }
 
     def _report(self, train: Mapping[str, LabelledFeatures], test: Mapping[str, LabelledFeatures]) -> None:
         args = self.args
@@ -144,6 +151,14 @@ class Probing:
         path = self.output_dir / "results.json"
         path.write_text(json.dumps(results, indent=2), encoding="utf-8")
         logger.info("written to %s", path)
+
+
+def _groups_of(records: VideoRecords) -> torch.Tensor | None:
+    if GROUP_FIELD not in records.dataset.column_names:
+        return None
+    names = records.dataset[GROUP_FIELD][:]
+    number_of = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([number_of[name] for name in names])
 
 
 def _line_of(probe: str, summary: Mapping[str, Any]) -> str:

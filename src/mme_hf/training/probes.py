@@ -1,15 +1,16 @@
 """Linear, attentive and kNN probes on frozen features, by one protocol that no flag changes.
 
 A fifth of the training videos, of each class alike, is set aside to choose by: learning rate and weight decay, or the
-number of neighbours. The probe is then fitted again to all training videos, and the test videos are judged once. What
-is random (this split, the videos of a low-shot probe, how heads start and the order of batches) is a seed's.
+number of neighbours. Where groups of videos are known, they are set aside whole: videos of a scene that is trained on
+say little of one that is not. The probe is then fitted again to all training videos, and the test videos are judged
+once. What is random (this split, the videos of a low-shot probe, how heads start and the order of batches) is a seed's.
 
 Shapes: V videos, K clips of each, N tokens of a clip, D features, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -19,6 +20,7 @@ from torch import nn
 
 from ..configuration_mme import MMEConfig
 from ..modeling_mme import MMEAttentivePooler, MMEClassifierHead, MMEPreTrainedModel
+from .labelled_features import LabelledFeatures, draw_shots, split_by_class
 from .optimization import build_scheduler, parameter_groups
 
 PROBES = ("linear", "attentive", "knn")
@@ -62,23 +64,6 @@ class ProbeProtocol:
     attentive: HeadProtocol = HeadProtocol((1e-4, 3e-4, 1e-3), (5e-2,), 20, 150, 32)
     num_neighbours: tuple[int, ...] = (1, 5, 10, 20, 50)
     temperature: float = 0.07
-
-
-@dataclass(frozen=True)
-class LabelledFeatures:
-    """Features of labelled videos.
-
-    Attributes:
-        values: Shape (V, K, D), or (V, K, N, D) for an attentive probe.
-        labels: Class of each video, int64, shape (V,).
-    """
-
-    values: torch.Tensor
-    labels: torch.Tensor
-
-    def __getitem__(self, videos: torch.Tensor) -> LabelledFeatures:
-        """Return some of the videos, by number."""
-        return LabelledFeatures(self.values[videos], self.labels[videos])
 
 
 @dataclass(frozen=True)
@@ -132,7 +117,7 @@ def run_probe(
     generator = torch.Generator().manual_seed(seed)
     if shots is not None:
         train = train[draw_shots(train.labels, shots, generator, config.id2label)]
-    fitted, validation = split_by_class(train.labels, protocol.validation_fraction, generator)
+    fitted, validation = split_by_class(train.labels, train.groups, protocol.validation_fraction, generator)
     candidates = list(_candidates(name, protocol, train[fitted]))
     options = {"name": name, "config": config, "protocol": protocol, "device": device}
     scores = _scores(train[fitted], train[validation], candidates, **options, generator=generator)
@@ -140,49 +125,6 @@ def run_probe(
     (test_scores,) = _scores(train, test, [candidates[best]], **options, generator=generator)
     top1, mean_class = accuracies(test_scores, test.labels)
     return ProbeResult(seed, candidates[best], validation_top1, top1, mean_class, len(train.labels))
-
-
-def draw_shots(labels: torch.Tensor, shots: int, generator: torch.Generator, names: Mapping[int, str]) -> torch.Tensor:
-    """Return the numbers of `shots` videos of each class, drawn without replacement, ascending.
-
-    Args:
-        labels: Class of each video.
-        shots: Videos to draw of each.
-        generator: To draw by.
-        names: Of the classes, for the message.
-
-    Raises:
-        ValueError: If a class has fewer.
-    """
-    drawn = []
-    for label in labels.unique().tolist():
-        videos = (labels == label).nonzero()[:, 0]
-        if len(videos) < shots:
-            raise ValueError(
-                f"shots ({shots}) is more than the {len(videos)} training videos of {names[label]!r}. Draw fewer."
-            )
-        drawn.append(videos[torch.randperm(len(videos), generator=generator)[:shots]])
-    return torch.cat(drawn).sort().values
-
-
-def split_by_class(
-    labels: torch.Tensor, fraction: float, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return numbers of videos to fit to and to choose by: of each class that share, but one at least and not all.
-
-    Raises:
-        ValueError: If no class has two videos.
-    """
-    fitted, validation = [], []
-    for label in labels.unique().tolist():
-        videos = (labels == label).nonzero()[:, 0]
-        videos = videos[torch.randperm(len(videos), generator=generator)]
-        num_validation = min(max(1, round(fraction * len(videos))), len(videos) - 1)
-        validation.append(videos[:num_validation])
-        fitted.append(videos[num_validation:])
-    if not sum(map(len, validation)):
-        raise ValueError("no class has two training videos: one to fit to and one to choose by.")
-    return torch.cat(fitted).sort().values, torch.cat(validation).sort().values
 
 
 def best_of(scores: Sequence[torch.Tensor], labels: torch.Tensor) -> tuple[int, float]:
