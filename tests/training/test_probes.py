@@ -31,7 +31,9 @@ def features(num_videos: int, *, seed: int, tokens: tuple[int, ...] = (), distan
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(num_videos) % 2
     values = torch.randn(num_videos, 2, *tokens, 8, generator=generator)
-    values += distance * labels.reshape(-1, *[1] * (values.ndim - 1))
+    # Up and down: of a token that is higher in every feature LayerNorm leaves nothing.
+    values[..., ::2] += distance * labels.reshape(-1, *[1] * (values.ndim - 1))
+    values[..., 1::2] -= distance * labels.reshape(-1, *[1] * (values.ndim - 1))
     return LabelledFeatures(values, labels)
 
 

@@ -132,9 +132,9 @@ def load_manifest_records(manifest: str | Path, *, flag: str = "train_manifest")
     """Return the videos that a text or CSV file lists.
 
     A line is "path label" (the label after the last blank, so paths may hold blanks), tab- or comma-separated. There
-    may be a header with a path column (`path`, `video`, `file`, ...), a label column and a `group` column. The label may
-    be absent from every line. Relative paths start at the manifest's folder. Empty lines and lines that start with "#"
-    are skipped.
+    may be a header with a path column (`path`, `video`, `file`, ...), a label column and a `group` column. The label
+    may be absent from every line. Relative paths start at the manifest's folder. Empty lines and lines that start with
+    "#" are skipped.
 
     Args:
         manifest: The file.

@@ -53,7 +53,9 @@ def write_whole(table: Table, path: Path, *, rows_per_group: int) -> None:
     try:
         with unfinished.open("wb") as file:
             options = {"compression": "zstd", "write_page_checksum": True}
-            pq.write_table(table, file, row_group_size=rows_per_group, **options)
+            with pq.ParquetWriter(file, table.schema, **options) as writer:
+                if table.num_rows:  # datasets cannot read a group of no rows
+                    writer.write_table(table, row_group_size=rows_per_group)
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
