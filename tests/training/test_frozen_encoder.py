@@ -3,6 +3,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from mme_hf import MMEConfig, MMEForPreTraining, MMEForVideoClassification, MMEModel, MMEVideoProcessor
@@ -114,3 +115,16 @@ def test_wrong_flags_say_what_to_do(tmp_path):
         build_encoder(Arguments(preset="tiny", layer=7))
     with pytest.raises(ValueError, match=r"model_name_or_path \('.*'\) has no config.json"):
         build_encoder(Arguments(model_name_or_path=str(tmp_path)))
+
+
+def test_a_model_that_lacks_weights_of_the_encoder_is_refused_and_others_are_named(tmp_path, caplog):
+    folder = save(MMEModel(CONFIG), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["extra.weight"] = weights.pop("layers.1.mlp.fc2.bias")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 weights of the encoder, such as layers\.1\.mlp\.fc2\.bias"):
+        build_encoder(Arguments(model_name_or_path=folder))
+    weights["layers.1.mlp.fc2.bias"] = weights["extra.weight"].clone()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    build_encoder(Arguments(model_name_or_path=folder))
+    assert "weights that are not used: 1, such as extra.weight" in caplog.text

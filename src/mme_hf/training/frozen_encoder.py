@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers.utils import logging as transformers_logging
 
 from .._version import __version__
 from ..data import BadVideo, BadVideoLog, VideoRecords
@@ -26,6 +28,8 @@ from .feature_cache import FeatureTable
 from .labelled_data import processor_of
 from .parsing import flag
 from .setup import check_model_name, num_decoding_workers
+
+logger = logging.getLogger(__name__)
 
 # Of a classifier that averages tokens: it has none, and normalises their mean instead.
 _MAY_BE_MISSING = {"layernorm.weight", "layernorm.bias"}
@@ -65,18 +69,7 @@ def build_encoder(args: Any) -> tuple[MMEModel, MMEVideoProcessor]:
     name = args.model_name_or_path
     if name:
         check_model_name("model_name_or_path", name)
-        try:
-            encoder, loaded = MMEModel.from_pretrained(name, output_loading_info=True)
-        except OSError as error:
-            raise ValueError(f"model_name_or_path ({name!r}) cannot be opened: {error}") from error
-        missing = set(loaded["missing_keys"])
-        if missing - _MAY_BE_MISSING:
-            raise ValueError(
-                f"model_name_or_path ({name!r}) lacks {len(missing)} weights of the encoder, such as "
-                f"{min(missing - _MAY_BE_MISSING)}. Name the folder of a run's model."
-            )
-        if missing:
-            encoder.layernorm = None
+        encoder = _load(name)
     else:
         changes = {field: getattr(args, field) for field in ("image_size", "num_frames") if getattr(args, field)}
         set_seed(args.seed)
@@ -85,6 +78,28 @@ def build_encoder(args: Any) -> tuple[MMEModel, MMEVideoProcessor]:
     if not -num_layers - 1 <= args.layer <= num_layers:
         raise ValueError(f"layer ({args.layer}) must be from {-num_layers - 1} to {num_layers}.")
     return encoder.eval(), processor_of(name, encoder.config, args)
+
+
+def _load(name: str) -> MMEModel:
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its report would call a LayerNorm new that is not used
+    try:
+        encoder, loaded = MMEModel.from_pretrained(name, output_loading_info=True)
+    except OSError as error:
+        raise ValueError(f"model_name_or_path ({name!r}) cannot be opened: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    missing, unexpected = set(loaded["missing_keys"]), sorted(loaded["unexpected_keys"])
+    if missing - _MAY_BE_MISSING:
+        raise ValueError(
+            f"model_name_or_path ({name!r}) lacks {len(missing)} weights of the encoder, such as "
+            f"{min(missing - _MAY_BE_MISSING)}. Name the folder of a run's model."
+        )
+    if unexpected:
+        logger.warning("%s has weights that are not used: %d, such as %s", name, len(unexpected), unexpected[0])
+    if missing:
+        encoder.layernorm = None
+    return encoder
 
 
 def weights_identity(encoder: nn.Module) -> dict[str, Any]:
