@@ -23,7 +23,7 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 from tqdm import tqdm
 
 from mme_hf import __version__
-from mme_hf.data import BadVideo, BadVideoLog, TooManyBadVideosError
+from mme_hf.data import BadVideoLog, TooManyBadVideosError
 from mme_hf.data.extraction import extract_shard, shards_of, start_or_continue
 from mme_hf.data.stored_tracks import TracksTotals, write_shard
 from mme_hf.hub import PushError, create_repository, push_folder
@@ -165,20 +165,14 @@ class Extraction:
         return None if self.records.num_records is None else sum(shard.num_videos for shard in self._shards())
 
     def _bad_video_log(self) -> BadVideoLog:
-        # Every process lists and judges its own share: they do not meet before the end.
-        index, is_main = self.accelerator.process_index, self.accelerator.is_main_process
-        num_missing = len(self.records.missing_files) if is_main else 0
-        num_own = self._num_own_videos()
-        log = BadVideoLog(
-            self.output_dir / ("bad_videos.jsonl" if is_main else f"bad_videos_{index}.jsonl"),
-            num_records=None if num_own is None else num_own + num_missing,
+        return BadVideoLog.for_share(
+            self.records,
+            self.output_dir,
+            process_index=self.accelerator.process_index,
+            num_own=self._num_own_videos(),
             max_bad_fraction=self.args.max_bad_fraction,
             on_bad_video=self.args.on_bad_video,
-            is_continued=True,
         )
-        if num_missing:
-            log.record([BadVideo(*missing) for missing in self.records.missing_files], num_seen=num_missing)
-        return log
 
     def _share_cores(self) -> None:
         import cv2

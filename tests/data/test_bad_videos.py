@@ -1,10 +1,11 @@
 """The report of unreadable videos."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from mme_hf.data import BadVideo, BadVideoLog, TooManyBadVideosError
+from mme_hf.data import BadVideo, BadVideoLog, TooManyBadVideosError, load_folder_records
 
 
 def bad(name):
@@ -83,3 +84,16 @@ def test_wrong_limits_are_named(tmp_path):
         BadVideoLog(tmp_path / "x", num_records=1, max_bad_fraction=1.5)
     with pytest.raises(ValueError, match=r"on_bad_video \('ignore'\) must be"):
         BadVideoLog(tmp_path / "x", num_records=1, on_bad_video="ignore")
+
+
+def test_processes_that_do_not_meet_list_their_shares_and_the_first_one_what_is_missing(tmp_path, video_folder):
+    records = replace(load_folder_records(video_folder), missing_files=(("lost.mp4", "no such file"),))
+    logs = [
+        BadVideoLog.for_share(records, tmp_path, process_index=index, num_own=3, max_bad_fraction=0.5)
+        for index in range(2)
+    ]
+    assert [log.num_bad for log in logs] == [1, 0] and [log.num_records for log in logs] == [4, 3]
+    logs[1].record([BadVideo("b.mp4", "broken")], num_seen=3)
+    listed = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert listed.keys() == {"bad_videos.jsonl", "bad_videos_1.jsonl"}
+    assert "lost.mp4" in listed["bad_videos.jsonl"] and "b.mp4" in listed["bad_videos_1.jsonl"]

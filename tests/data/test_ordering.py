@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from mme_hf.data import ClipBatchSampler, RecordCursor, VideoRecords
-from mme_hf.data.ordering import record_seed
+from mme_hf.data.ordering import batches_of_rows, record_seed
 
 
 def rows(num_records: int) -> VideoRecords:
@@ -95,3 +95,11 @@ def test_an_empty_stream_is_an_error_and_not_an_endless_loop():
 def test_a_batch_needs_a_record():
     with pytest.raises(ValueError, match=r"batch_size \(0\) must be at least 1"):
         ClipBatchSampler(rows(3), batch_size=0)
+
+
+def test_rows_that_are_named_are_requested_once_and_keep_their_numbers():
+    batches = batches_of_rows([7, 2, 5], 2)
+    assert [[request.record for request in batch] for batch in batches] == [[7, 2], [5]]
+    # Collators count back from the cursor to say which record a clip is of.
+    assert [request.next_cursor.index - 1 for batch in batches for request in batch] == [7, 2, 5]
+    assert batches_of_rows([], 2) == []

@@ -131,6 +131,17 @@ def test_numbered_classes_keep_their_order(tmp_path):
     assert records.label_names == ("0", "2", "10")
 
 
+def test_a_header_may_name_groups(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.mp4").touch()
+    (tmp_path / "set.csv").write_text("group,path,label\nscene 2,a.mp4,run\n1,lost.mp4,run\nscene 1,b.mp4,jump\n")
+    records = load_manifest_records(tmp_path / "set.csv")
+    assert records.dataset["group"][:] == ["scene 2", "scene 1"] and records.dataset["label"][:] == [1, 0]
+    (tmp_path / "set.csv").write_text("path,group\na.mp4\n")
+    with pytest.raises(ValueError, match=r"line 2 \('a.mp4'\) has 1 fields; its header needs 2"):
+        load_manifest_records(tmp_path / "set.csv")
+
+
 def test_missing_manifest_files_are_named_with_their_line(tmp_path):
     touch(tmp_path / "a.mp4")
     records = load_manifest_records(touch(tmp_path / "list.txt", b"a.mp4 1\n\nb.mp4 2\n"))

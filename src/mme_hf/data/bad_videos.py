@@ -89,6 +89,26 @@ class BadVideoLog:
         log.record(missing, num_seen=len(missing))
         return log
 
+    @classmethod
+    def for_share(
+        cls, records: VideoRecords, folder: str | Path, *, process_index: int, num_own: int | None, **options
+    ) -> BadVideoLog:
+        """Return the log of one of several processes that meet only at their end, and each list and judge their share.
+
+        Args:
+            records: The videos of all; missing files are the first process' to list.
+            folder: Where the list is written: `bad_videos.jsonl`, those of further processes with their number.
+            process_index: Which process this is, from 0.
+            num_own: Videos of its share; None where that is not known.
+            **options: As the class takes them.
+        """
+        missing = [BadVideo(*missing) for missing in records.missing_files] if process_index == 0 else []
+        name = f"bad_videos_{process_index}.jsonl" if process_index else "bad_videos.jsonl"
+        num_records = None if num_own is None else num_own + len(missing)
+        log = cls(Path(folder) / name, num_records=num_records, is_continued=True, **options)
+        log.record(missing, num_seen=len(missing))
+        return log
+
     @property
     def num_bad(self) -> int:
         """Number of different videos that were bad so far."""

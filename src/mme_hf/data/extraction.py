@@ -1,4 +1,4 @@
-"""From the videos of a data set to shards of their tracks, each made by one process, whole or not at all."""
+"""From the videos of a data set to shards of their tracks or features, each by one process, whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -31,7 +31,7 @@ _ABANDONED_SECONDS = 3600
 
 @dataclass(frozen=True)
 class Shard:
-    """Some videos whose tracks make one file.
+    """Some videos of which one file is made.
 
     Attributes:
         path: The file.
@@ -125,27 +125,32 @@ def extract_shard(shard: Shard, name: str, **options: Any) -> Iterator[tuple[dic
         yield extract_tracks(record["video"], source_name(record["video"], name, place), **options)
 
 
-def start_or_continue(folder: str | Path, settings: Mapping[str, Any], *, is_main: bool) -> None:
+def start_or_continue(
+    folder: str | Path, settings: Mapping[str, Any], *, is_main: bool, what: Literal["tracks", "features"] = "tracks"
+) -> None:
     """Note what the data set in `folder` is made of, or insist that an unfinished one is made of the same.
 
     Args:
         folder: Where the data set is written.
         settings: What every shard depends on.
         is_main: Whether this process writes.
+        what: The data set is of. Tracks may go on with those of another version that makes the same; of features
+            `settings` says all.
 
     Raises:
-        ValueError: If the folder holds tracks made with other settings or by a version whose tracks may differ, or
+        ValueError: If the folder holds some made with other settings or by a version whose tracks may differ, or
             shards from elsewhere, or cannot be written.
     """
     root = Path(folder)
     path = root / SETTINGS_FILE
     # As JSON keeps them, to be comparable.
-    present = json.loads(json.dumps({**settings, "format_version": FORMAT_VERSION}, default=str))
+    version = {"format_version": FORMAT_VERSION} if what == "tracks" else {}
+    present = json.loads(json.dumps({**settings, **version}, default=str))
     written = _written_settings(path)
     if written is None and any(root.glob(f"{SHARD_FOLDER}/*.parquet")):
         raise ValueError(f"output_dir ({str(root)!r}) holds Parquet files but no {SETTINGS_FILE}. Name another folder.")
     if written is not None:
-        _check_same(present, written, root)
+        _check_same(present, written, root, what)
     if is_main:
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -173,16 +178,18 @@ def _written_settings(path: Path) -> dict[str, Any] | None:
     return written
 
 
-def _check_same(present: Mapping[str, Any], written: Mapping[str, Any], root: Path) -> None:
+def _check_same(present: Mapping[str, Any], written: Mapping[str, Any], root: Path, what: str) -> None:
+    remedy = "Use the same, or name another --output_dir"
+    if what == "tracks":
+        remedy += "; --stored_tracks takes the folder above several"
     for name, value in present.items():
         if written.get(name) != value:
             raise ValueError(
-                f"output_dir ({str(root)!r}) holds tracks made with {name} {written.get(name)!r}; this run has "
-                f"{value!r}. Use the same, or name another --output_dir; "
-                "--stored_tracks takes the folder above several."
+                f"output_dir ({str(root)!r}) holds {what} made with {name} {written.get(name)!r}; this run has "
+                f"{value!r}. {remedy}."
             )
     version = written.get("package_version")
-    if not makes_the_same_tracks(version):
+    if what == "tracks" and not makes_the_same_tracks(version):
         raise ValueError(
             f"output_dir ({str(root)!r}) holds tracks made by mme_hf {version}; this run has mme_hf {__version__}, "
             "whose tracks may differ. Use the same version, or name another --output_dir."

@@ -14,7 +14,7 @@ from ..video import VideoReader, check_backend
 from ..video.sampling import evenly_spaced_starts, fitting_stride, random_start, segment_frames
 from .clips import ClipResult, OpenedVideo, VideoDataset, grey_frame
 from .loading import video_loader
-from .ordering import ClipBatchSampler
+from .ordering import ClipBatchSampler, batches_of_rows
 
 if TYPE_CHECKING:
     from ..video_processing_mme import MMEVideoProcessor
@@ -292,6 +292,7 @@ def build_labelled_loader(
     sampling: ViewSampling | None = None,
     num_workers: int = 0,
     pin_memory: bool = False,
+    rows: Sequence[int] | None = None,
     **order_options: Any,
 ) -> DataLoader:
     """Return a loader of batches as `LabelledCollator` makes them, `sampling.clips_per_video` clips of each video.
@@ -303,11 +304,16 @@ def build_labelled_loader(
         sampling: Which clips are made.
         num_workers: Processes that decode; 0 decodes in the calling process.
         pin_memory: Whether batches are copied to pinned memory, for a GPU.
-        **order_options: Passed to `ClipBatchSampler`: seed, shuffle, cursor, num_epochs, process_index, ...
+        rows: Numbers of the videos to take, once and in this order; None for all.
+        **order_options: Of all: passed to `ClipBatchSampler`: seed, shuffle, cursor, num_epochs, process_index, ...
     """
+    if rows is not None:
+        order = batches_of_rows(rows, videos_per_batch)
+    else:
+        order = ClipBatchSampler(records, batch_size=videos_per_batch, **order_options)
     return video_loader(
         LabelledClipDataset(records, processor, sampling or ViewSampling()),
-        ClipBatchSampler(records, batch_size=videos_per_batch, **order_options),
+        order,
         LabelledCollator(processor),
         num_workers=num_workers,
         pin_memory=pin_memory,

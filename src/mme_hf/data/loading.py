@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from .clips import ClipCollator, ClipDataset, ClipResult, ClipSampling, TargetsOn, VideoDataset
-from .ordering import ClipBatchSampler
+from .ordering import ClipBatchSampler, RecordRequest
 
 if TYPE_CHECKING:
     from ..video_processing_mme import MMEVideoProcessor
@@ -70,7 +70,7 @@ def build_clip_loader(
 
 def video_loader(
     dataset: VideoDataset,
-    batch_sampler: ClipBatchSampler,
+    batch_sampler: Iterable[list[RecordRequest]],
     collator: Callable[[Sequence[ClipResult]], dict[str, Any]],
     *,
     num_workers: int = 0,

@@ -10,7 +10,7 @@ depends on the number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,17 @@ class RecordRequest:
 def record_seed(seed: int, epoch: int, index: int) -> int:
     """Return the seed of one record's randomness, in [0, 2**63): well mixed, and the same on every machine."""
     return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def batches_of_rows(rows: Sequence[int], batch_size: int) -> list[list[RecordRequest]]:
+    """Return requests for some rows of a data set in memory, each once and in this order.
+
+    Args:
+        rows: Their numbers.
+        batch_size: Records in a batch; the last may have fewer.
+    """
+    requests = [RecordRequest(row, 0, row, record_seed(0, 0, row), RecordCursor(0, row + 1, row + 1)) for row in rows]
+    return [requests[first : first + batch_size] for first in range(0, len(requests), batch_size)]
 
 
 class ClipBatchSampler:

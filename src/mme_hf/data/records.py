@@ -21,6 +21,8 @@ VIDEO_EXTENSIONS = frozenset(
 # Header names under which published manifests list the file and its class.
 PATH_FIELDS = ("path", "video", "file", "filename", "file_name", "video_path")
 LABEL_FIELDS = ("label", "class", "action", "category")
+# Videos of one group share their scene, actor or source; named by a header or a column of a data set alone.
+GROUP_FIELD = "group"
 _WRITTEN_BY_SAVE_TO_DISK = ("dataset_dict.json", "state.json")
 # A folder with one of these is for datasets to open: it has metadata, or its videos are inside.
 _DATA_SET_SUFFIXES = frozenset((".arrow", ".csv", ".json", ".jsonl", ".parquet", ".py", ".tar", ".yaml", ".zip"))
@@ -31,7 +33,8 @@ class VideoRecords:
     """Videos to read, not yet opened.
 
     Attributes:
-        dataset: HF data set whose `video` column yields `{"bytes", "path"}` and which may have a `label` column.
+        dataset: HF data set whose `video` column yields `{"bytes", "path"}` and which may have the columns `label` and
+            `group`.
         name: What the source is called in messages and on the model card.
         num_records: Number of videos; None for a stream, whose length is not known.
         label_names: Class names in label order; empty where the source has none.
@@ -130,8 +133,9 @@ def load_manifest_records(manifest: str | Path, *, flag: str = "train_manifest")
     """Return the videos that a text or CSV file lists.
 
     A line is "path label" (the label after the last blank, so paths may hold blanks), tab- or comma-separated. There
-    may be a header with a path column (`path`, `video`, `file`, ...) and a label column. The label may be absent from
-    every line. Relative paths start at the manifest's folder. Empty lines and lines that start with "#" are skipped.
+    may be a header with a path column (`path`, `video`, `file`, ...), a label column and a `group` column. The label
+    may be absent from every line. Relative paths start at the manifest's folder. Empty lines and lines that start with
+    "#" are skipped.
 
     Args:
         manifest: The file.
@@ -152,18 +156,19 @@ def load_manifest_records(manifest: str | Path, *, flag: str = "train_manifest")
         ) from error
     if not rows:
         raise ValueError(f"{flag} ({str(path)!r}) lists no video. Write one 'path label' line for each.")
-    unlabelled = [line for line, _, label in rows if label is None]
+    unlabelled = [line for line, _, label, _ in rows if label is None]
     if 0 < len(unlabelled) < len(rows):
         raise ValueError(
             f"{flag} ({str(path)!r}) line {unlabelled[0]} has no label, though other lines have one. "
             "Give every line a label, or none."
         )
-    present, labels, missing = [], [], []
-    for line, video, label in rows:
+    present, labels, groups, missing = [], [], [], []
+    for line, video, label, group in rows:
         full = str(path.parent / video)
         if Path(full).is_file():
             present.append(full)
             labels.append(label)
+            groups.append(group)
         else:
             missing.append((full, f"no such file (line {line} of {path.name})"))
     if not present:
@@ -171,8 +176,9 @@ def load_manifest_records(manifest: str | Path, *, flag: str = "train_manifest")
             f"{flag} ({str(path)!r}): none of its {len(rows)} files exists; the first is {missing[0][0]!r}. "
             "Relative paths start at the manifest's folder."
         )
-    has_labels = labels[0] is not None
-    return _records(present, labels if has_labels else None, name=path.name, missing_files=tuple(missing))
+    records = _records(present, labels if labels[0] is not None else None, name=path.name, missing_files=tuple(missing))
+    has_groups = groups[0] is not None
+    return replace(records, dataset=records.dataset.add_column(GROUP_FIELD, groups)) if has_groups else records
 
 
 def load_dataset_records(
@@ -217,7 +223,7 @@ def load_dataset_records(
     if columns[0] != "video":
         dataset = dataset.rename_column(columns[0], "video")
     label_names = tuple(getattr(features.get("label"), "names", None) or ())
-    dataset = dataset.select_columns([name for name in ("video", "label") if name in dataset.features])
+    dataset = dataset.select_columns([name for name in ("video", "label", GROUP_FIELD) if name in dataset.features])
     num_records = None if streaming else len(dataset)
     if num_records == 0:
         raise ValueError(f"dataset_name ({dataset_name!r}) has no record in split {split!r}. Choose another split.")
@@ -302,8 +308,8 @@ def _leads_up(folder: Path) -> bool:
     return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
-def _manifest_rows(path: Path) -> Iterable[tuple[int, str, str | None]]:
-    """Yield (line number from 1, path, label or None) of each line that lists a video."""
+def _manifest_rows(path: Path) -> Iterable[tuple[int, str, str | None, str | None]]:
+    """Yield (line number from 1, path, label or None, group or None) of each line that lists a video."""
     lines = [
         (number, line.strip())
         for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1)
@@ -314,18 +320,20 @@ def _manifest_rows(path: Path) -> Iterable[tuple[int, str, str | None]]:
     lists_a_video = any(Path(field).suffix in VIDEO_EXTENSIONS for field in header)  # of a class called "video", say
     if path_column is not None and not lists_a_video:
         label_column = next((header.index(name) for name in LABEL_FIELDS if name in header), None)
+        group_column = header.index(GROUP_FIELD) if GROUP_FIELD in header else None
         lines = lines[1:]
     else:
-        path_column, label_column = 0, -1
+        path_column, label_column, group_column = 0, -1, None
     for number, line in lines:
         fields = _manifest_fields(line, path)
-        num_needed = 1 + max(path_column, label_column or 0)
+        num_needed = 1 + max(path_column, label_column or 0, group_column or 0)
         if len(fields) < num_needed:
             raise ValueError(
                 f"{path} line {number} ({line!r}) has {len(fields)} fields; its header needs {num_needed}."
             )
         has_label = label_column is not None and len(fields) > 1
-        yield number, fields[path_column], fields[label_column] if has_label else None
+        group = fields[group_column] if group_column is not None else None
+        yield number, fields[path_column], fields[label_column] if has_label else None, group
 
 
 def _manifest_fields(line: str, path: Path) -> list[str]:

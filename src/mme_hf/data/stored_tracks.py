@@ -14,7 +14,7 @@ from ..motion import MotionParameters, StoredMotion, StoredTracksError
 from ..motion.motion_parameters import file_hash
 from ..motion.stored import FORMAT_VERSION
 from ..video import VideoReadError
-from .track_shards import find_shards, read_columns, read_row
+from .track_shards import find_shards, read_columns, read_row, write_whole
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -126,22 +126,10 @@ def write_shard(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         path: The file.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     schema = stored_tracks_features().arrow_schema
     complete = [{name: row.get(name) for name in schema.names} for row in rows]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            table = pa.Table.from_pylist(complete, schema=schema)
-            options = {"compression": "zstd", "write_page_checksum": True}
-            pq.write_table(table, file, row_group_size=_ROWS_PER_GROUP, **options)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(pa.Table.from_pylist(complete, schema=schema), path, rows_per_group=_ROWS_PER_GROUP)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""Parquet shards of stored tracks: where they are, and what is read of them.
+"""Parquet shards: how they are written, where those of stored tracks are, and what is read of them.
 
 Shards are read where they lie. `datasets.load_dataset` would first copy them to its cache, another 130 GB of Kinetics.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from ..hub import download_tracks
 from ..motion import StoredTracksError
 
 if TYPE_CHECKING:
+    from pyarrow import Table
     from pyarrow.parquet import ParquetFile
 
 
@@ -34,6 +36,31 @@ def find_shards(source: str) -> list[Path]:
             f"stored_tracks ({source!r}) holds no Parquet shard. Make them with examples/extract_trajectories.py."
         )
     return shards
+
+
+def write_whole(table: Table, path: Path, *, rows_per_group: int) -> None:
+    """Write a table as one Parquet file, which appears whole or not at all.
+
+    Args:
+        table: The table.
+        path: The file; folders above it are made.
+        rows_per_group: Rows that are read together.
+    """
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("wb") as file:
+            options = {"compression": "zstd", "write_page_checksum": True}
+            with pq.ParquetWriter(file, table.schema, **options) as writer:
+                if table.num_rows:  # datasets cannot read a group of no rows
+                    writer.write_table(table, row_group_size=rows_per_group)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def read_columns(shard: Path, columns: Collection[str], *, needed: Collection[str]) -> dict[str, list[Any]]:

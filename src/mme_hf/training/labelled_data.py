@@ -69,13 +69,13 @@ def label_names_of(config: MMEConfig) -> tuple[str, ...]:
     return tuple(config.id2label[number] for number in range(config.num_labels))
 
 
-def processor_of(model_name_or_path: str, config: MMEConfig, args: LabelledDataArguments) -> MMEVideoProcessor:
+def processor_of(model_name_or_path: str | None, config: MMEConfig, args: LabelledDataArguments) -> MMEVideoProcessor:
     """Return the processor saved with a model, changed by the flags that are given.
 
     A checkpoint without one of ours (a VideoMAE's) gets a new one, made for the model's usual input.
 
     Args:
-        model_name_or_path: Where the model is from.
+        model_name_or_path: Where the model is from; None for a new one.
         config: Of the model.
         args: With the flags.
 
@@ -91,11 +91,12 @@ def processor_of(model_name_or_path: str, config: MMEConfig, args: LabelledDataA
         raise ValueError(
             f"num_frames ({args.num_frames}) does not divide by tubelet_size ({config.tubelet_size}) of the model."
         )
-    try:
-        return MMEVideoProcessor.from_pretrained(model_name_or_path, **changes)
-    except (OSError, TypeError, ValueError):
-        if (Path(model_name_or_path) / PROCESSOR_FILE).is_file():
-            raise  # there is one of ours, and it does not load
+    if model_name_or_path is not None:
+        try:
+            return MMEVideoProcessor.from_pretrained(model_name_or_path, **changes)
+        except (OSError, TypeError, ValueError):
+            if (Path(model_name_or_path) / PROCESSOR_FILE).is_file():
+                raise  # there is one of ours, and it does not load
     return new_processor(config, args)
 
 

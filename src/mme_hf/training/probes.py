@@ -1,0 +1,341 @@
+"""Linear, attentive and kNN probes on frozen features, by one protocol that no flag changes.
+
+A fifth of the training videos, of each class alike, is set aside to choose by: learning rate and weight decay, or the
+number of neighbours. Where groups of videos are known, they are set aside whole: videos of a scene that is trained on
+say little of one that is not. The probe is then fitted again to all training videos, and the test videos are judged
+once. What is random (this split, the videos of a low-shot probe, how heads start and the order of batches) is a seed's.
+
+Shapes: V videos, K clips of each, N tokens of a clip, D features, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..configuration_mme import MMEConfig
+from ..modeling_mme import MMEAttentivePooler, MMEClassifierHead, MMEPreTrainedModel
+from .labelled_features import LabelledFeatures, draw_shots, split_by_class
+from .optimization import build_scheduler, parameter_groups
+
+PROBES = ("linear", "attentive", "knn")
+
+
+@dataclass(frozen=True)
+class HeadProtocol:
+    """How heads on features are trained: by AdamW, all combinations of rates and decays at once.
+
+    Attributes:
+        learning_rates: To choose from.
+        weight_decays: To choose from.
+        num_epochs: Passes over the clips.
+        min_updates: More passes are made where these would be fewer updates.
+        batch_size: Clips in an update.
+        warmup_fraction: Share of the updates in which the learning rate rises, before it falls by half a cosine to 0.
+    """
+
+    learning_rates: tuple[float, ...]
+    weight_decays: tuple[float, ...]
+    num_epochs: int
+    min_updates: int
+    batch_size: int
+    warmup_fraction: float = 0.1
+
+
+@dataclass(frozen=True)
+class ProbeProtocol:
+    """All that a probe is by.
+
+    Attributes:
+        validation_fraction: Share of the training videos of each class to choose by.
+        linear: A linear layer on the mean of the tokens.
+        attentive: An attentive pooler over tokens, a LayerNorm and a linear layer.
+        num_neighbours: To choose from.
+        temperature: Of the neighbours' votes.
+    """
+
+    validation_fraction: float = 0.2
+    linear: HeadProtocol = HeadProtocol((1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (1e-2, 1.0), 30, 400, 256)
+    attentive: HeadProtocol = HeadProtocol((1e-4, 3e-4, 1e-3), (5e-2,), 20, 150, 32)
+    num_neighbours: tuple[int, ...] = (1, 5, 10, 20, 50)
+    temperature: float = 0.07
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What one probe with one seed came to.
+
+    Attributes:
+        seed: The seed.
+        chosen: Hyper-parameters, those best on the validation part.
+        validation_top1: Share of its videos that were right, of the probe chosen by it.
+        test_top1: Share of the test videos that are right.
+        test_mean_class_accuracy: The same, every class of the test videos counted alike.
+        num_train_videos: What it was fitted to.
+    """
+
+    seed: int
+    chosen: dict[str, float]
+    validation_top1: float
+    test_top1: float
+    test_mean_class_accuracy: float
+    num_train_videos: int
+
+
+def run_probe(
+    name: str,
+    train: LabelledFeatures,
+    test: LabelledFeatures,
+    config: MMEConfig,
+    *,
+    seed: int,
+    shots: int | None = None,
+    protocol: ProbeProtocol | None = None,
+    device: torch.device | str = "cpu",
+) -> ProbeResult:
+    """Return what a probe makes of the test videos.
+
+    Args:
+        name: "linear", "attentive" or "knn".
+        train: To fit and to choose by.
+        test: To judge by, once.
+        config: Of the encoder, with the number of classes.
+        seed: Of all that is random.
+        shots: Videos of each class to draw of the training ones, those to choose by among them; None for all.
+        protocol: By default the one that all results are by.
+        device: Where it is computed.
+
+    Raises:
+        ValueError: If a class has fewer videos than `shots`, or no class has two.
+    """
+    protocol = protocol or ProbeProtocol()
+    generator = torch.Generator().manual_seed(seed)
+    if shots is not None:
+        train = train[draw_shots(train.labels, shots, generator, config.id2label)]
+    fitted, validation = split_by_class(train.labels, train.groups, protocol.validation_fraction, generator)
+    candidates = list(_candidates(name, protocol, train[fitted]))
+    options = {"name": name, "config": config, "protocol": protocol, "device": device}
+    scores = _scores(train[fitted], train[validation], candidates, **options, generator=generator)
+    best, validation_top1 = best_of(scores, train.labels[validation])
+    (test_scores,) = _scores(train, test, [candidates[best]], **options, generator=generator)
+    top1, mean_class = accuracies(test_scores, test.labels)
+    return ProbeResult(seed, candidates[best], validation_top1, top1, mean_class, len(train.labels))
+
+
+def best_of(scores: Sequence[torch.Tensor], labels: torch.Tensor) -> tuple[int, float]:
+    """Return which scores (V, C) are right most often, and how often; of equals the one surest of what is right."""
+    top1 = [accuracies(each, labels)[0] for each in scores]
+    surety = [each.gather(1, labels[:, None]).clamp_min(1e-12).log().mean().item() for each in scores]
+    best = max(range(len(scores)), key=lambda candidate: (top1[candidate], surety[candidate]))
+    return best, top1[best]
+
+
+def accuracies(scores: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    """Return (top-1, mean over the classes that there are of each one's top-1) of scores (V, C)."""
+    is_right = (scores.argmax(1) == labels).double()
+    of_classes = [is_right[labels == label].mean() for label in labels.unique()]
+    return is_right.mean().item(), torch.stack(of_classes).mean().item()
+
+
+def _candidates(name: str, protocol: ProbeProtocol, train: LabelledFeatures) -> Iterator[dict[str, float]]:
+    if name == "knn":
+        num_clips = train.values.shape[0] * train.values.shape[1]
+        # Of a small bank all are neighbours: larger numbers would say the same.
+        yield from ({"num_neighbours": k} for k in protocol.num_neighbours if k < num_clips or k == 1)
+        return
+    heads = protocol.linear if name == "linear" else protocol.attentive
+    for learning_rate, weight_decay in product(heads.learning_rates, heads.weight_decays):
+        yield {"learning_rate": learning_rate, "weight_decay": weight_decay}
+
+
+def _scores(
+    train: LabelledFeatures,
+    videos: LabelledFeatures,
+    candidates: Sequence[dict[str, float]],
+    *,
+    name: str,
+    config: MMEConfig,
+    protocol: ProbeProtocol,
+    device: torch.device | str,
+    generator: torch.Generator,
+) -> list[torch.Tensor]:
+    """Return each candidate's scores of `videos`, the mean over a video's clips of the chance of each class (V, C)."""
+    standardise = Standardisation.of(train.values, device)
+    if name == "knn":
+        counts = [candidate["num_neighbours"] for candidate in candidates]
+        chances = knn_chances(
+            standardise(train.values).flatten(0, 1),
+            train.labels.to(device).repeat_interleave(train.values.shape[1]),
+            standardise(videos.values).flatten(0, 1),
+            num_classes=config.num_labels,
+            num_neighbours=counts,
+            temperature=protocol.temperature,
+        )
+    else:
+        own = protocol.linear if name == "linear" else protocol.attentive
+        heads = [_new_head(name, config, generator).to(device) for _ in candidates]
+        train_heads(heads, train, standardise, candidates, own, generator)
+        chances = [_chances(head, videos.values.flatten(0, 1), standardise, own.batch_size) for head in heads]
+    return [clips.unflatten(0, videos.values.shape[:2]).mean(1).cpu() for clips in chances]
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    """Makes every feature of training clips have mean 0 and variance 1; float32, on a device.
+
+    Attributes:
+        mean: Shape (D,).
+        deviation: Shape (D,); 1 for a feature that is always the same.
+    """
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    @classmethod
+    def of(cls, values: torch.Tensor, device: torch.device | str = "cpu") -> Standardisation:
+        """Return that of training features (..., D)."""
+        count = values[..., 0].numel()
+        # Video by video, so that of many tokens few are there as float64.
+        mean = sum(video.double().flatten(0, -2).sum(0) for video in values) / count
+        variance = sum((video.double() - mean).square().flatten(0, -2).sum(0) for video in values) / count
+        deviation = torch.where(variance > 1e-12, variance.sqrt(), 1.0)
+        return cls(mean.float().to(device), deviation.float().to(device))
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        """Return features (..., D) standardised."""
+        return (values.to(self.mean.device).float() - self.mean) / self.deviation
+
+
+def knn_chances(
+    bank: torch.Tensor,
+    bank_labels: torch.Tensor,
+    queries: torch.Tensor,
+    *,
+    num_classes: int,
+    num_neighbours: Sequence[int],
+    temperature: float,
+    queries_at_once: int = 1024,
+) -> list[torch.Tensor]:
+    """Return, for each number of neighbours, the share of each class in their votes, shape (queries, num_classes).
+
+    A neighbour votes for its class with exp(cosine similarity / temperature).
+
+    Args:
+        bank: Features of training clips, shape (clips, D).
+        bank_labels: Their classes, shape (clips,).
+        queries: Features to judge, shape (queries, D).
+        num_classes: C.
+        num_neighbours: How many vote.
+        temperature: The smaller, the more the nearest one decides.
+        queries_at_once: Rows of the matrix of similarities that are there at once.
+
+    Source: Wu et al., Unsupervised feature learning via non-parametric instance discrimination; as in DINO, which does
+        not standardise features before.
+    """
+    bank = nn.functional.normalize(bank, dim=1)
+    parts: list[list[torch.Tensor]] = [[] for _ in num_neighbours]
+    for some in nn.functional.normalize(queries, dim=1).split(queries_at_once):
+        nearest = (some @ bank.T).topk(min(max(num_neighbours), len(bank)), dim=1)
+        votes = ((nearest.values - 1) / temperature).exp()  # - 1: the same shares, and none overflows
+        for part, count in zip(parts, num_neighbours, strict=True):
+            summed = votes.new_zeros(len(some), num_classes)
+            summed.scatter_add_(1, bank_labels[nearest.indices[:, :count]], votes[:, :count])
+            part.append(summed / summed.sum(1, keepdim=True))
+    return [torch.cat(part) for part in parts]
+
+
+class AttentiveHead(MMEPreTrainedModel):
+    """The attentive pooler of `MMEForVideoClassification` with what follows it, on tokens."""
+
+    def __init__(self, config: MMEConfig):
+        super().__init__(config)
+        self.pooler = MMEAttentivePooler(config)
+        self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.fc_norm_eps)
+        self.classifier = MMEClassifierHead(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return logits of tokens (clips, N, D), shape (clips, C)."""
+        return self.classifier(self.fc_norm(self.pooler(tokens)))
+
+
+def _new_head(name: str, config: MMEConfig, generator: torch.Generator) -> nn.Module:
+    # Layers are drawn from torch's global generator.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))
+        if name == "attentive":
+            return AttentiveHead(config)
+        head = MMEClassifierHead(config.hidden_size, config.num_labels)
+        nn.init.trunc_normal_(head.weight, std=0.01)
+        nn.init.zeros_(head.bias)
+        return head
+
+
+def train_heads(
+    heads: Sequence[nn.Module],
+    train: LabelledFeatures,
+    standardise: Standardisation,
+    candidates: Sequence[dict[str, float]],
+    protocol: HeadProtocol,
+    generator: torch.Generator,
+) -> None:
+    """Train heads side by side on the same batches of clips, each with its own learning rate and weight decay.
+
+    Args:
+        heads: From features of clips to logits.
+        train: Every clip is a sample.
+        standardise: Applied to each batch.
+        candidates: `learning_rate` and `weight_decay` of each head.
+        protocol: How long, and in which batches.
+        generator: Of the order of clips.
+    """
+    clips = train.values.flatten(0, 1)
+    labels = train.labels.repeat_interleave(train.values.shape[1])
+    batch_size = min(protocol.batch_size, len(clips))
+    num_updates = max(protocol.num_epochs * (len(clips) // batch_size), protocol.min_updates)
+    groups = [
+        {**group, "lr": candidate["learning_rate"]}
+        for head, candidate in zip(heads, candidates, strict=True)
+        for group in parameter_groups(head, candidate["weight_decay"])
+    ]
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    num_warmup = round(protocol.warmup_fraction * num_updates)
+    options = {"num_warmup_steps": num_warmup, "num_training_steps": num_updates, "min_learning_rate": 0.0}
+    scheduler = build_scheduler(optimizer, **options)
+    order = torch.empty(0, dtype=torch.int64)
+    for _ in range(num_updates):
+        if len(order) < batch_size:  # what is left of an epoch joins the next
+            order = torch.cat([order, torch.randperm(len(clips), generator=generator)])
+        batch, order = order[:batch_size], order[batch_size:]
+        inputs = standardise(clips[batch])
+        targets = labels[batch].to(inputs.device)
+        # A sum: the gradient of each head is that of its own loss.
+        loss = sum(nn.functional.cross_entropy(head(inputs), targets) for head in heads)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+
+
+@torch.no_grad()
+def _chances(head: nn.Module, clips: torch.Tensor, standardise: Standardisation, batch_size: int) -> torch.Tensor:
+    head.eval()
+    return torch.cat([head(standardise(some)).softmax(-1) for some in clips.split(batch_size)])
+
+
+def summary_of(results: Sequence[ProbeResult]) -> dict[str, Any]:
+    """Return the results of a probe with several seeds, with their means and standard deviations, for JSON.
+
+    The deviation is that of a sample, and None for one seed.
+    """
+    summary: dict[str, Any] = {"seeds": [vars(result) for result in results]}
+    for name in ("validation_top1", "test_top1", "test_mean_class_accuracy"):
+        values = torch.tensor([getattr(result, name) for result in results], dtype=torch.float64)
+        summary[f"{name}_mean"] = values.mean().item()
+        summary[f"{name}_std"] = values.std().item() if len(values) > 1 else None
+    return summary

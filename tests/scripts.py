@@ -1,0 +1,33 @@
+"""Scripts of examples/ run inside the tests' process: what they promise, without the seconds that imports take."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run_script(name: str, **flags: object) -> None:
+    """Run examples/<name>.py with these flags, on the CPU; a list is several words."""
+    words = []
+    for flag, value in flags.items():
+        words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+    script = EXAMPLES / f"{name}.py"
+    with (
+        mock.patch.object(sys, "argv", [str(script), *words]),
+        mock.patch.dict("os.environ", {"ACCELERATE_USE_CPU": "true"}),
+        mock.patch("mme_hf.training.setup.use_all_cores"),
+    ):
+        runpy.run_path(str(script), run_name="__main__")
+
+
+def stop_of_script(name: str, message: str, **flags: object) -> None:
+    """Expect the script to end with one line that matches `message`, and without a traceback."""
+    with pytest.raises(SystemExit, match=message) as stop:
+        run_script(name, **flags)
+    assert "\n" not in stop.value.code

@@ -1,0 +1,181 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from mme_hf import MMEConfig
+from mme_hf.training.labelled_features import LabelledFeatures, draw_shots, split_by_class
+from mme_hf.training.probes import (
+    PROBES,
+    HeadProtocol,
+    ProbeProtocol,
+    ProbeResult,
+    Standardisation,
+    accuracies,
+    best_of,
+    knn_chances,
+    run_probe,
+    summary_of,
+    train_heads,
+)
+
+CONFIG = MMEConfig(hidden_size=8, num_attention_heads=2, intermediate_size=16, id2label={0: "jump", 1: "run"})
+HEADS = HeadProtocol((1e-3, 1e-2), (1e-2,), num_epochs=1, min_updates=60, batch_size=32)
+SHORT = ProbeProtocol(linear=HEADS, attentive=HEADS, num_neighbours=(1, 5))
+
+
+def features(num_videos: int, *, seed: int, tokens: tuple[int, ...] = (), distance: float = 4.0) -> LabelledFeatures:
+    """Return noise of deviation 1 whose classes lie `distance` apart in every feature."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(num_videos) % 2
+    values = torch.randn(num_videos, 2, *tokens, 8, generator=generator)
+    # Up and down: of a token that is higher in every feature LayerNorm leaves nothing.
+    values[..., ::2] += distance * labels.reshape(-1, *[1] * (values.ndim - 1))
+    values[..., 1::2] -= distance * labels.reshape(-1, *[1] * (values.ndim - 1))
+    return LabelledFeatures(values, labels)
+
+
+def tokens_of(name: str) -> tuple[int, ...]:
+    return (3,) if name == "attentive" else ()
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_classes_that_lie_apart_are_told_apart(name):
+    train, test = (features(40, seed=seed, tokens=tokens_of(name)) for seed in (0, 1))
+    result = run_probe(name, train, test, CONFIG, seed=0, protocol=SHORT)
+    assert (result.test_top1, result.test_mean_class_accuracy, result.num_train_videos) == (1.0, 1.0, 40)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_labels_that_say_nothing_give_chance(name):
+    train, test = (features(n, seed=seed, tokens=tokens_of(name), distance=0.0) for n, seed in ((40, 0), (200, 1)))
+    result = run_probe(name, train, test, CONFIG, seed=0, protocol=SHORT)
+    # 200 coins come up heads 100 times, with a deviation of 7: four of these are 0.14.
+    assert abs(result.test_top1 - 0.5) < 0.15
+
+
+def test_an_attentive_probe_reads_what_the_mean_of_tokens_hides():
+    # Two tokens that are each other's negative, told apart by their first feature, so that their mean is always 0.
+    labels = torch.arange(40) % 2
+    token = torch.zeros(40, 1, 8)
+    token[..., 0] = 1.0
+    token[..., 1] = 2.0 * labels[:, None] - 1
+    tokens = torch.stack([token, -token], dim=2)
+    data = LabelledFeatures(tokens, labels)
+    assert run_probe("attentive", data, data, CONFIG, seed=0, protocol=SHORT).test_top1 == 1.0
+    mean = LabelledFeatures(tokens.mean(2), labels)
+    assert run_probe("linear", mean, mean, CONFIG, seed=0, protocol=SHORT).test_top1 == 0.5
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_test_videos_decide_nothing(name):
+    train = features(40, seed=0, tokens=tokens_of(name), distance=1.0)
+    protocol = replace(SHORT, attentive=replace(HEADS, min_updates=15))
+    first, second = (features(12, seed=seed, tokens=tokens_of(name)) for seed in (1, 2))
+    results = [run_probe(name, train, test, CONFIG, seed=3, protocol=protocol) for test in (first, second, first)]
+    assert results[0].chosen == results[1].chosen and results[0].validation_top1 == results[1].validation_top1
+    assert results[0] == results[2]  # a seed says all
+
+
+def test_few_shots_are_of_each_class_alike_and_a_seed_s():
+    labels = torch.tensor([0, 1, 0, 1, 1, 0, 0, 1])
+    draws = [draw_shots(labels, 2, torch.Generator().manual_seed(seed), {}).tolist() for seed in range(8)]
+    assert all(labels[draw].bincount().tolist() == [2, 2] and draw == sorted(set(draw)) for draw in draws)
+    assert len({tuple(draw) for draw in draws}) > 1
+    result = run_probe("knn", features(40, seed=0), features(8, seed=1), CONFIG, seed=0, shots=3, protocol=SHORT)
+    assert result.num_train_videos == 6
+    with pytest.raises(ValueError, match=r"shots \(21\) is more than the 20 training videos of 'jump'"):
+        run_probe("knn", features(40, seed=0), features(8, seed=1), CONFIG, seed=0, shots=21, protocol=SHORT)
+
+
+def test_a_share_of_each_class_is_chosen_by_and_never_a_whole_one():
+    labels = torch.tensor([0] * 10 + [1] * 5 + [2] * 2 + [3])
+    fitted, validation = split_by_class(labels, None, 0.2, torch.Generator().manual_seed(0))
+    assert labels[validation].tolist() == [0, 0, 1, 2]
+    assert sorted([*fitted.tolist(), *validation.tolist()]) == list(range(18))
+    other, _ = split_by_class(labels, None, 0.2, torch.Generator().manual_seed(1))
+    assert other.tolist() != fitted.tolist()
+    with pytest.raises(ValueError, match="no class has two training videos"):
+        split_by_class(torch.tensor([0, 1]), None, 0.2, torch.Generator())
+
+
+def test_groups_are_set_aside_whole_where_that_leaves_a_choice():
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    # Group 0 is most of class 0 and never chosen by; 2 and 3 are halves of class 1.
+    groups = torch.tensor([0, 0, 0, 1, 2, 2, 3, 3])
+    found = set()
+    for seed in range(8):
+        fitted, validation = split_by_class(labels, groups, 0.2, torch.Generator().manual_seed(seed))
+        assert not set(fitted.tolist()) & set(validation.tolist()) and len(fitted) + len(validation) == 8
+        found.add(tuple(groups[validation].tolist()))
+    assert found == {(1, 2, 2), (1, 3, 3)}
+    # A group that holds all of a class, for each class: single videos it is.
+    _, validation = split_by_class(labels, labels, 0.2, torch.Generator().manual_seed(0))
+    assert labels[validation].tolist() == [0, 1]
+
+
+def test_neighbours_vote_by_their_likeness():
+    bank = torch.tensor([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    shares = knn_chances(
+        bank,
+        torch.tensor([0, 1, 1]),
+        torch.tensor([[3.0, 0.0], [3.0, 4.0]]),
+        num_classes=2,
+        num_neighbours=[1, 2, 9],
+        temperature=0.5,
+        queries_at_once=1,
+    )
+    # Cosines with the bank: 1, 0, -1 and 0.6, 0.8, -0.6.
+    e = math.exp
+    assert shares[0].tolist() == [[1, 0], [0, 1]]
+    expected = [[e(2) / (e(2) + 1), 1 / (e(2) + 1)], [e(1.2) / (e(1.2) + e(1.6)), e(1.6) / (e(1.2) + e(1.6))]]
+    torch.testing.assert_close(shares[1], torch.tensor(expected))
+    torch.testing.assert_close(shares[2][0, 0], torch.tensor(e(2) / (e(2) + 1 + e(-2))))
+
+
+def test_features_are_standardised_by_those_of_training():
+    values = torch.tensor([[[1.0, 5.0]], [[3.0, 5.0]]], dtype=torch.float16)
+    standardise = Standardisation.of(values)
+    assert standardise(values).tolist() == [[[-1.0, 0.0]], [[1.0, 0.0]]]  # mean 2, deviation 1; one that never changes
+    assert standardise(torch.tensor([4.0, 6.0])).tolist() == [2.0, 1.0]
+    # Of half-precision tokens the sums are not.
+    many = torch.full((300, 1, 300, 1), 2.0).half()
+    many[::2] = 4.0
+    assert (Standardisation.of(many).mean.item(), Standardisation.of(many).deviation.item()) == (3.0, 1.0)
+
+
+def test_heads_side_by_side_are_what_each_would_be_alone():
+    data = features(20, seed=0)
+    candidates = [{"learning_rate": rate, "weight_decay": decay} for rate, decay in ((1e-3, 0.0), (1e-1, 1.0))]
+
+    def trained(some):
+        torch.manual_seed(0)
+        heads = [nn.Linear(8, 2) for _ in candidates]
+        chosen = [heads[number] for number in some]
+        own = [candidates[number] for number in some]
+        generator = torch.Generator().manual_seed(0)
+        train_heads(chosen, data, Standardisation.of(data.values), own, replace(HEADS, min_updates=5), generator)
+        return [head.weight for head in chosen]
+
+    for together, alone in zip(trained([0, 1]), [*trained([0]), *trained([1])], strict=True):
+        torch.testing.assert_close(together, alone)
+
+
+def test_accuracies_and_the_best_of_equals():
+    scores = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.7, 0.3]])
+    labels = torch.tensor([0, 0, 0, 1])
+    assert accuracies(scores, labels) == (0.75, 0.5)
+    surer = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.6, 0.4]])
+    worse = torch.tensor([[0.0, 1.0]] * 4)
+    assert best_of([worse, scores, surer], labels) == (2, 0.75)
+    assert best_of([surer, scores], labels)[0] == 0
+
+
+def test_seeds_are_summed_up():
+    results = [ProbeResult(seed, {"num_neighbours": 1}, 0.5, top1, top1, 8) for seed, top1 in enumerate((0.2, 0.4))]
+    summary = summary_of(results)
+    assert summary["test_top1_mean"] == pytest.approx(0.3) and summary["validation_top1_std"] == 0.0
+    assert summary["test_top1_std"] == pytest.approx(0.2 / math.sqrt(2))  # (0.1 ** 2 + 0.1 ** 2) / (2 - 1)
+    assert summary["seeds"][1]["seed"] == 1 and summary_of(results[:1])["test_top1_std"] is None
