@@ -270,7 +270,6 @@ class Finetuning:
             start=self.args.model_name_or_path,
             data_name=self.records.name,
             num_videos=self.records.num_records,
-            frame_sampling=self.args.frame_sampling,
             steps=self.state.step,
             global_batch_size=self.global_batch_size,
             seconds=self.state.seconds,

@@ -94,7 +94,7 @@ class Prediction:
         self.windows = SlidingWindows(
             self.processor.num_frames,
             self.processor.frame_stride,
-            args.frame_sampling,
+            self.processor.frame_sampling,
             seconds=args.window_seconds,
             step=args.window_step,
         )

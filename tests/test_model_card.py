@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import ModelCard
 
+from mme_hf import MMEVideoProcessor
 from mme_hf.model_card import finetuning_card, local_name, pretraining_card, public_command, public_settings
 
 
@@ -44,14 +45,13 @@ def test_where_nothing_was_measured_nothing_is_claimed():
 
 
 def classifier_card(**changes):
-    processor = SimpleNamespace(num_frames=8, frame_stride=4, crop_size={"height": 112, "width": 112})
+    processor = MMEVideoProcessor(num_frames=8, crop_size={"height": 112, "width": 112})
     options = {
         "config": SimpleNamespace(id2label={0: "wave", 1: "point"}),
         "processor": processor,
         "start": "/home/me/pretrained",
         "data_name": "some videos",
         "num_videos": 4,
-        "frame_sampling": "dense",
         "steps": 60,
         "global_batch_size": 16,
         "seconds": 90.0,
@@ -76,7 +76,7 @@ def test_a_classifiers_card_carries_its_results_to_the_hub():
     ):
         assert fact in parsed.text
     assert "/home/me" not in parsed.content and "pretrained`" in parsed.text
-    bare = classifier_card(results=None, start=None, frame_sampling="segments")
+    bare = classifier_card(results=None, start=None, processor=MMEVideoProcessor(frame_sampling="segments"))
     assert "nothing is claimed" in bare and "started from random weights" in bare and "equal parts" in bare
     assert ModelCard(bare).data.eval_results is None
 

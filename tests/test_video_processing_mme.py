@@ -631,3 +631,22 @@ print("done")
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
     )
     assert result.stdout.strip().endswith("done"), result.stderr
+
+
+def test_frames_of_all_of_a_video_where_the_processor_says_segments(tmp_path):
+    # 20 frames in 4 parts of 5: their middles are at 2.5, 7.5, 12.5 and 17.5.
+    processor = MMEVideoProcessor(num_frames=4, frame_stride=1, frame_sampling="segments")
+    processor.save_pretrained(tmp_path)
+    saved = MMEVideoProcessor.from_pretrained(tmp_path)
+    metadata = VideoMetadata(total_num_frames=20, fps=10)
+    assert saved.sample_frames(metadata).tolist() == [2, 7, 12, 17]
+    assert saved.sample_frames(metadata, frame_sampling="dense").tolist() == [8, 9, 10, 11]
+    assert saved.sample_frames(metadata, fps=5).tolist() == [6, 8, 10, 12]  # asked for, so it wins
+    frames = torch.arange(20, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 32, 32)
+    options = {"do_resize": False, "do_center_crop": False, "do_normalize": False, "do_rescale": False}
+    pixels = saved(frames, return_tensors="pt", **options)["pixel_values"]
+    assert pixels[0, :, 0, 0, 0].tolist() == [2, 7, 12, 17]
+    with pytest.raises(ValueError, match=r"frame_sampling \('sparse'\) is unknown. Choose one of"):
+        MMEVideoProcessor(frame_sampling="sparse")
+    with pytest.raises(ValueError, match=r"frame_sampling \('sparse'\) must be one of"):
+        saved(frames, frame_sampling="sparse")

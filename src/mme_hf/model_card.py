@@ -71,11 +71,11 @@ A video transformer ([Masked Motion Encoding](https://arxiv.org/abs/2210.06096))
 training started from {start}.
 
 ```python
-{imports}
+from mme_hf import MMEForVideoClassification, MMEVideoProcessor
 
 processor = MMEVideoProcessor.from_pretrained("{repository}")
 model = MMEForVideoClassification.from_pretrained("{repository}")
-{reading}
+logits = model(**processor("video.mp4", return_tensors="pt")).logits
 print(model.config.id2label[int(logits.argmax())])
 ```
 
@@ -102,22 +102,6 @@ torch {torch}, transformers {transformers}.
 |---|---|
 {settings}
 """
-
-# How a classifier is given a video: as it was given them in training. (imports, reading)
-_READING = {
-    "dense": (
-        "from mme_hf import MMEForVideoClassification, MMEVideoProcessor",
-        'logits = model(**processor("video.mp4", return_tensors="pt")).logits',
-    ),
-    "segments": (
-        "from mme_hf import MMEForVideoClassification, MMEVideoProcessor, open_video\n"
-        "from mme_hf.video.sampling import segment_frames",
-        'video = open_video("video.mp4")\n'
-        "middles = [0.5] * processor.num_frames\n"
-        "frames = video.frames_at(segment_frames(video.num_frames, processor.num_frames, middles))\n"
-        'logits = model(**processor(frames, do_sample_frames=False, return_tensors="pt")).logits',
-    ),
-}
 
 
 def pretraining_card(
@@ -172,7 +156,6 @@ def finetuning_card(
     start: str | None,
     data_name: str,
     num_videos: int | None,
-    frame_sampling: str,
     steps: int,
     global_batch_size: int,
     seconds: float,
@@ -189,7 +172,6 @@ def finetuning_card(
         start: What its weights were before; None for random ones.
         data_name: What it was trained on.
         num_videos: How many videos that is; None if unknown.
-        frame_sampling: "dense" or "segments".
         steps: Optimizer updates.
         global_batch_size: Clips in each.
         seconds: Wall-clock time of training.
@@ -200,7 +182,6 @@ def finetuning_card(
     """
     names = [config.id2label[number] for number in sorted(config.id2label)]
     shown = ", ".join(names[:_MAX_CLASSES_SHOWN]) + (", ..." if len(names) > _MAX_CLASSES_SHOWN else "")
-    imports, reading = _READING[frame_sampling]
     strides = f"{processor.frame_stride} raw frames apart"
     return _FINETUNING_CARD.format(
         metadata=_metadata("video-classification", results, repository).to_yaml(),
@@ -210,12 +191,10 @@ def finetuning_card(
         repository=repository,
         videos=_videos_text(num_videos),
         processor=processor,
-        sampling=strides if frame_sampling == "dense" else "one of each of equal parts of the video",
+        sampling=strides if processor.frame_sampling == "dense" else "one of each of equal parts of the video",
         height=processor.crop_size["height"],
         width=processor.crop_size["width"],
         names=shown,
-        imports=imports,
-        reading=reading,
         measured=_results_text(results),
         command=command,
         **_facts_of_the_run(steps, global_batch_size, seconds, settings),

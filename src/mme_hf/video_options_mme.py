@@ -8,6 +8,7 @@ from typing import Any
 from transformers.image_utils import SizeDict, pil_torch_interpolation_mapping
 from transformers.processing_utils import VideosKwargs
 
+from .frame_sampling_mme import FRAME_SAMPLINGS
 from .masking_mme import check_mask_ratio, check_mask_type, check_motion_strength
 from .motion_targets_mme import build_targets
 from .names_mme import check_names
@@ -28,6 +29,8 @@ class MMEVideoProcessorKwargs(VideosKwargs, total=False):
 
     Attributes:
         frame_stride: Raw frames from one input frame to the next.
+        frame_sampling: "dense": frames `frame_stride` apart from the middle of a video; "segments": one frame of each
+            of equal parts of all of it. With targets frames are always dense.
         patch_size: Side of a token in pixels.
         tubelet_size: Input frames of a token.
         mask_type: "tube", "cube", "random" or "motion" (tubes where the motion is, see `motion_mask`).
@@ -44,6 +47,7 @@ class MMEVideoProcessorKwargs(VideosKwargs, total=False):
     """
 
     frame_stride: int | None
+    frame_sampling: str | None
     patch_size: int | None
     tubelet_size: int | None
     mask_type: str | None
@@ -109,6 +113,10 @@ def check_processor_options(options: Any) -> None:
         raise ValueError(
             f"patch_size ({options.patch_size}) does not divide by cell_size_px ({options.cell_size_px}). "
             "Choose a cell_size_px that divides patch_size."
+        )
+    if options.frame_sampling not in FRAME_SAMPLINGS:
+        raise ValueError(
+            f"frame_sampling ({options.frame_sampling!r}) is unknown. Choose one of {list(FRAME_SAMPLINGS)}."
         )
     check_sizes(options.size, options.crop_size)
     check_resample(options.resample)

@@ -15,6 +15,7 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
+from .frame_sampling_mme import middle_clip
 from .motion_targets_mme import build_targets
 from .names_mme import check_names
 from .raw_clips_mme import RawClips, cut_raw_clip, inputs_of, join_raw_clips
@@ -74,6 +75,7 @@ class MMEVideoProcessor(BaseVideoProcessor):
     do_sample_frames = True
     num_frames = 16
     frame_stride = 4
+    frame_sampling = "dense"
     patch_size = 16
     tubelet_size = 2
     mask_type = "tube"
@@ -158,15 +160,17 @@ class MMEVideoProcessor(BaseVideoProcessor):
         num_frames: int | None = None,
         fps: float | None = None,
         frame_stride: int | None = None,
+        frame_sampling: str | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Return the indices of `num_frames` frames from the middle of a video.
+        """Return the indices of `num_frames` frames from the middle of a video, or spread over all of it.
 
         Args:
             metadata: Number of frames and frame rate of the video.
             num_frames: Frames to take; None for the processor's own.
             fps: Frames per second to take; wins over `frame_stride`.
             frame_stride: Frames from one to the next; None for the processor's own.
+            frame_sampling: "dense" or "segments"; None for the processor's own.
             kwargs: Other options of the processor, not used.
 
         Raises:
@@ -174,23 +178,8 @@ class MMEVideoProcessor(BaseVideoProcessor):
         """
         num_frames = self.num_frames if num_frames is None else num_frames
         frame_stride = self.frame_stride if frame_stride is None else frame_stride
-        total = metadata.total_num_frames
-        if num_frames < 1 or frame_stride < 1:
-            raise ValueError(f"num_frames ({num_frames}) and frame_stride ({frame_stride}) must be at least 1.")
-        if fps is not None and not fps > 0:
-            raise ValueError(f"fps ({fps}) must be above 0.")
-        if not total:
-            raise ValueError("the video has no frames (total_num_frames = 0); there is nothing to sample.")
-        longest_stride = (total - 1) / (num_frames - 1) if num_frames > 1 else 1
-        if fps is None:
-            stride = min(frame_stride, int(longest_stride))
-        elif metadata.fps:
-            stride = min(metadata.fps / fps, longest_stride)
-        else:
-            raise ValueError(f"fps ({fps}) needs the video's frame rate. Pass video_metadata with fps, or fps=None.")
-        offsets = np.arange(num_frames) * max(stride, 1)
-        start = max(0.0, (total - 1 - offsets[-1]) // 2)
-        return np.minimum(np.round(start + offsets), total - 1).astype(int)
+        sampling = self.frame_sampling if frame_sampling is None else frame_sampling
+        return middle_clip(metadata, num_frames, frame_stride, fps, sampling)
 
     def preprocess(
         self,

@@ -24,14 +24,15 @@ GENERATOR = torch.Generator()
         ({}, [[5, 8, 11, 14]]),
         ({"num_segments": 3}, [[0, 3, 6, 9], [5, 8, 11, 14], [10, 13, 16, 19]]),
         # Parts of 5 frames; their middles are at 2.5, 7.5, ...; two views lie at a quarter and three quarters.
-        ({"frame_sampling": "segments"}, [[2, 7, 12, 17]]),
-        ({"frame_sampling": "segments", "num_segments": 2}, [[1, 6, 11, 16], [3, 8, 13, 18]]),
+        ({"of": "segments"}, [[2, 7, 12, 17]]),
+        ({"of": "segments", "num_segments": 2}, [[1, 6, 11, 16], [3, 8, 13, 18]]),
         ({"frame_order": "reversed"}, [[14, 11, 8, 5]]),
         ({"frame_order": "frozen"}, [[11, 11, 11, 11]]),
     ],
 )
 def test_views_are_spread_over_the_video(sampling, expected):
-    assert ViewSampling(**sampling).clip_frames(20, 4, 3, GENERATOR) == expected
+    frame_sampling = sampling.pop("of", "dense")
+    assert ViewSampling(**sampling).clip_frames(20, 4, 3, GENERATOR, frame_sampling) == expected
 
 
 def test_shuffled_frames_are_the_same_frames():
@@ -42,8 +43,8 @@ def test_shuffled_frames_are_the_same_frames():
 
 @pytest.mark.parametrize("frame_sampling", ["dense", "segments"])
 def test_random_clips_reach_the_whole_video_and_stay_in_it(frame_sampling):
-    sampling = ViewSampling(frame_sampling=frame_sampling, augmentation=Augmentation(), samples_per_video=200)
-    clips = sampling.clip_frames(20, 4, 3, torch.Generator().manual_seed(0))
+    sampling = ViewSampling(augmentation=Augmentation(), samples_per_video=200)
+    clips = sampling.clip_frames(20, 4, 3, torch.Generator().manual_seed(0), frame_sampling)
     assert len(clips) == 200 and {min(map(min, clips)), max(map(max, clips))} == {0, 19}
     assert all(clip == sorted(clip) and len(set(clip)) == 4 for clip in clips)
 
@@ -63,7 +64,6 @@ def test_crops_go_from_end_to_end_of_the_longer_side():
 
 def test_values_out_of_range_are_refused():
     for options, message in (
-        ({"frame_sampling": "sparse"}, r"frame_sampling \('sparse'\) must be one of"),
         ({"frame_order": "backwards"}, r"frame_order \('backwards'\) must be one of"),
         ({"num_crops": 0}, r"num_crops \(0\) must be at least 1"),
         ({"reader": "vlc"}, r"reader \('vlc'\) must be one of"),

@@ -10,8 +10,9 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from ..frame_sampling_mme import fitting_stride, segment_frames
 from ..video import VideoReader, check_backend
-from ..video.sampling import evenly_spaced_starts, fitting_stride, random_start, segment_frames
+from ..video.sampling import evenly_spaced_starts, random_start
 from .clips import ClipResult, OpenedVideo, VideoDataset, grey_frame
 from .loading import video_loader
 from .ordering import ClipBatchSampler, batches_of_rows
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from ..video_processing_mme import MMEVideoProcessor
     from .records import VideoRecords
 
-FRAME_SAMPLINGS = ("dense", "segments")
 FRAME_ORDERS = ("forwards", "reversed", "shuffled", "frozen")
 # What a label column is set to where there is none.
 NO_LABEL = -1
@@ -80,11 +80,9 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class ViewSampling:
-    """Which frames and which crops of a video a classifier sees.
+    """Which clips and which crops of a video a classifier sees.
 
     Attributes:
-        frame_sampling: "dense" takes frames `frame_stride` apart, "segments" one frame of each of equal parts of the
-            whole video.
         augmentation: Random clips for training, augmented like this; None for views at fixed places.
         samples_per_video: Augmented clips of each video that is opened; each has its own frames.
         num_segments: Views in time of each video, without augmentation.
@@ -94,7 +92,6 @@ class ViewSampling:
         reader: Backend of `open_video`.
     """
 
-    frame_sampling: Literal["dense", "segments"] = "dense"
     augmentation: Augmentation | None = None
     samples_per_video: int = 1
     num_segments: int = 1
@@ -103,8 +100,6 @@ class ViewSampling:
     reader: str = "auto"
 
     def __post_init__(self):
-        if self.frame_sampling not in FRAME_SAMPLINGS:
-            raise ValueError(f"frame_sampling ({self.frame_sampling!r}) must be one of {list(FRAME_SAMPLINGS)}.")
         if self.frame_order not in FRAME_ORDERS:
             raise ValueError(f"frame_order ({self.frame_order!r}) must be one of {list(FRAME_ORDERS)}.")
         for name in ("samples_per_video", "num_segments", "num_crops"):
@@ -118,7 +113,12 @@ class ViewSampling:
         return self.samples_per_video if self.augmentation else self.num_segments * self.num_crops
 
     def clip_frames(
-        self, num_available: int, num_frames: int, frame_stride: int, generator: torch.Generator
+        self,
+        num_available: int,
+        num_frames: int,
+        frame_stride: int,
+        generator: torch.Generator,
+        frame_sampling: str = "dense",
     ) -> list[list[int]]:
         """Return the frames of each clip in time, those of a video too short for one repeated.
 
@@ -127,9 +127,11 @@ class ViewSampling:
             num_frames: Frames of a clip.
             frame_stride: Frames from one to the next, where the video is long enough.
             generator: Source of randomness.
+            frame_sampling: "dense" takes frames `frame_stride` apart, "segments" one of each of equal parts of the
+                whole video.
         """
         num_clips = self.samples_per_video if self.augmentation else self.num_segments
-        if self.frame_sampling == "segments":
+        if frame_sampling == "segments":
             if self.augmentation:
                 places = torch.rand(num_clips, num_frames, generator=generator).tolist()
             else:
@@ -175,7 +177,7 @@ class LabelledClipDataset(VideoDataset):
 
     Args:
         records: The videos, labelled or not.
-        processor: Resizes and normalises; says how many frames a clip has, and their stride.
+        processor: Resizes and normalises; says how many frames a clip has, and which.
         sampling: Which clips are made.
     """
 
@@ -187,7 +189,13 @@ class LabelledClipDataset(VideoDataset):
     def samples_of(self, reader: VideoReader, opened: OpenedVideo) -> Sequence[LabelledSample]:
         """Return the clips of one video."""
         processor, sampling = self.processor, self.sampling
-        clips = sampling.clip_frames(reader.num_frames, processor.num_frames, processor.frame_stride, opened.generator)
+        clips = sampling.clip_frames(
+            reader.num_frames,
+            processor.num_frames,
+            processor.frame_stride,
+            opened.generator,
+            processor.frame_sampling,
+        )
         # One pass over the file serves all clips; frames they share are decoded, resized and normalised once.
         indices = sorted({index for clip in clips for index in clip})
         frames = reader.frames_at(indices)
@@ -202,12 +210,13 @@ class LabelledClipDataset(VideoDataset):
         options = {"do_sample_frames": False, "do_center_crop": False, "return_tensors": "pt"}
         whole = self.processor(frames, **options)["pixel_values"][0]
         height, width = self.processor.crop_size["height"], self.processor.crop_size["width"]
-        views = [
-            whole[clip, :, top : top + height, left : left + width]
-            for clip in places
-            for top, left in crop_corners(tuple(whole.shape[-2:]), (height, width), self.sampling.num_crops)
-        ]
-        return torch.stack(views)
+        corners = crop_corners(tuple(whole.shape[-2:]), (height, width), self.sampling.num_crops)
+        # Written where they stay: views are many times the frames, and copying them costs more than decoding.
+        views = whole.new_empty(len(places), len(corners), len(places[0]), whole.shape[1], height, width)
+        for clip, of_clip in zip(torch.tensor(places), views, strict=True):
+            for (top, left), view in zip(corners, of_clip, strict=True):
+                torch.index_select(whole[:, :, top : top + height, left : left + width], 0, clip, out=view)
+        return views.flatten(0, 1)
 
     def _augmented(self, frames: torch.Tensor, places: list[list[int]], generator: torch.Generator) -> torch.Tensor:
         processor, augmentation = self.processor, self.sampling.augmentation
@@ -273,7 +282,7 @@ class LabelledCollator:
         clips = [(result, sample) for result in results for sample in result.samples]
         each = [(result, sample) for result, sample in clips for _ in sample.pixel_values]
         return {
-            "pixel_values": torch.cat([sample.pixel_values for _, sample in clips]) if clips else self.empty,
+            "pixel_values": _joined([sample.pixel_values for _, sample in clips] or [self.empty]),
             "labels": torch.tensor([sample.label for _, sample in each], dtype=torch.int64),
             "sources": [result.source for result, _ in each],
             # `next_cursor` is that after the record.
@@ -282,6 +291,10 @@ class LabelledCollator:
             "num_records": len(results),
             "next_cursor": results[-1].next_cursor,
         }
+
+
+def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def build_labelled_loader(

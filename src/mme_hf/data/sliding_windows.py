@@ -89,8 +89,8 @@ class SlidingWindows:
 
     def clip(self, length: int) -> list[int]:
         """Return the frames of a window of `length` frames that make its clip."""
-        sampling = ViewSampling(frame_sampling=self.frame_sampling)
-        return sampling.clip_frames(length, self.num_frames, self.frame_stride, torch.Generator())[0]
+        clip = (length, self.num_frames, self.frame_stride, torch.Generator(), self.frame_sampling)
+        return ViewSampling().clip_frames(*clip)[0]
 
     def of_video(self, reader: VideoReader) -> Iterator[WindowClip]:
         """Yield the clips of a video that is open.

@@ -133,7 +133,6 @@ class FinetuningArguments(RecipeArguments, LoopArguments, LabelledDataArguments)
             random_erasing_probability=self.random_erasing_probability,
         )
         return ViewSampling(
-            frame_sampling=self.frame_sampling,
             augmentation=augmentation,
             samples_per_video=self.samples_per_video,
             reader=self.reader,
@@ -141,7 +140,6 @@ class FinetuningArguments(RecipeArguments, LoopArguments, LabelledDataArguments)
 
     def _validation_views(self) -> ViewSampling:
         return ViewSampling(
-            frame_sampling=self.frame_sampling,
             num_segments=self.num_eval_segments,
             num_crops=self.num_eval_crops,
             reader=self.reader,

@@ -148,8 +148,7 @@ class FrozenEncoder:
 
     def sampling(self, num_segments: int, num_crops: int = 1) -> ViewSampling:
         """Return that of so many clips in time, and crops of each."""
-        options = {"frame_sampling": self.args.frame_sampling, "reader": self.args.reader}
-        return ViewSampling(num_segments=num_segments, num_crops=num_crops, **options)
+        return ViewSampling(num_segments=num_segments, num_crops=num_crops, reader=self.args.reader)
 
     def identity(self, sampling: ViewSampling) -> dict[str, Any]:
         """Return all that features depend on besides the videos, as JSON keeps it."""

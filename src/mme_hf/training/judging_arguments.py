@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from ..data.labelled_clips import FRAME_SAMPLINGS
+from ..frame_sampling_mme import FRAME_SAMPLINGS
 from ..video import check_backend
 from .labelled_data import LabelledDataArguments
 from .parsing import check_one_source, check_smallest, flag
@@ -61,8 +61,10 @@ class PredictionArguments:
     )
     model_name_or_path: str | None = flag(None, "Classifier: a folder, or a name on the Hub.")
     top_k: int = flag(5, "Labels to show.")
-    frame_sampling: str = flag(
-        "dense", "'dense' takes frames frame_stride apart; 'segments' one of each of equal parts of a window."
+    frame_sampling: str | None = flag(
+        None,
+        "'dense' takes frames frame_stride apart; 'segments' one of each of equal parts of a window. Default: as the "
+        "model's processor does.",
     )
     window_seconds: float | None = flag(
         None, "Length of the window that slides over the video. Default: what a clip spans; all of it for 'segments'."
@@ -93,7 +95,7 @@ class PredictionArguments:
                 f"window_step ({self.window_step}) must lie in (0, 1]: 1 has each window begin at the end "
                 "of the one before."
             )
-        if self.frame_sampling not in FRAME_SAMPLINGS:
+        if self.frame_sampling not in (None, *FRAME_SAMPLINGS):
             raise ValueError(f"frame_sampling ({self.frame_sampling!r}) must be one of {list(FRAME_SAMPLINGS)}.")
         check_backend(self.reader, "reader")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..configuration_mme import MMEConfig
 from ..data import VideoRecords
-from ..data.labelled_clips import FRAME_SAMPLINGS
+from ..frame_sampling_mme import FRAME_SAMPLINGS
 from ..video import check_backend
 from ..video_processing_mme import MMEVideoProcessor
 from .parsing import flag
@@ -29,8 +29,10 @@ class LabelledDataArguments:
     train_manifest: str | None = flag(None, "Text or CSV file of 'path label' lines.")
     validation_dir: str | None = flag(None, "Like train_dir, for the videos to judge by.")
     validation_manifest: str | None = flag(None, "Like train_manifest, for the videos to judge by.")
-    frame_sampling: str = flag(
-        "dense", "'dense' takes frames frame_stride apart; 'segments' one of each of equal parts of the whole video."
+    frame_sampling: str | None = flag(
+        None,
+        "'dense' takes frames frame_stride apart; 'segments' one of each of equal parts of the whole video. Default: "
+        "as the model's processor does.",
     )
     num_frames: int | None = flag(None, "Frames of a clip. Default: the model's.")
     frame_stride: int | None = flag(None, "Raw frames from one to the next. Default: the model's processor's.")
@@ -42,7 +44,7 @@ class LabelledDataArguments:
 
     def check_data(self) -> None:
         """Raise ValueError if a flag of this class has a value that it cannot have."""
-        if self.frame_sampling not in FRAME_SAMPLINGS:
+        if self.frame_sampling not in (None, *FRAME_SAMPLINGS):
             raise ValueError(f"frame_sampling ({self.frame_sampling!r}) must be one of {list(FRAME_SAMPLINGS)}.")
         for name in ("num_frames", "frame_stride", "image_size"):
             value = getattr(self, name)
@@ -114,7 +116,7 @@ def new_processor(config: MMEConfig, args: LabelledDataArguments) -> MMEVideoPro
 
 
 def _changes(args: LabelledDataArguments) -> dict[str, Any]:
-    changes = {name: getattr(args, name) for name in ("num_frames", "frame_stride")}
+    changes = {name: getattr(args, name) for name in ("num_frames", "frame_stride", "frame_sampling")}
     if args.image_size is not None:
         side = args.image_size
         changes |= {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}

@@ -4,8 +4,6 @@ A window is a run of consecutive raw frames. `num_available` is how many frames 
 `first` is where they begin, so a sub-range [first, first + num_available) of a video is sampled like a whole one.
 """
 
-from collections.abc import Sequence
-
 import torch
 
 
@@ -77,31 +75,3 @@ def window_indices(start: int, window: int, num_available: int, *, first: int = 
     if not first <= start < end:
         raise ValueError(f"start ({start}) must be an available frame, in [{first}, {end}).")
     return list(range(start, min(start + window, end), stride))
-
-
-def fitting_stride(num_available: int, num_frames: int, frame_stride: int) -> int:
-    """Return the largest stride up to `frame_stride` with which `num_frames` frames fit; 1 where none does.
-
-    Args:
-        num_available: Number of frames that may be used.
-        num_frames: Frames of a clip.
-        frame_stride: Frames from one to the next that are wanted.
-    """
-    return frame_stride if num_frames == 1 else max(1, min(frame_stride, (num_available - 1) // (num_frames - 1)))
-
-
-def segment_frames(num_available: int, num_frames: int, places: Sequence[float]) -> list[int]:
-    """Return one frame of each of `num_frames` equal segments of a video.
-
-    Args:
-        num_available: Number of frames that may be used.
-        num_frames: Segments.
-        places: Where in its segment each frame lies, in [0, 1).
-
-    Raises:
-        ValueError: If there are not as many places as segments.
-    """
-    if len(places) != num_frames:
-        raise ValueError(f"places has {len(places)} numbers for {num_frames} segments.")
-    length = num_available / num_frames
-    return [int((segment + place) * length) for segment, place in enumerate(places)]

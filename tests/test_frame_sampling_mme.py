@@ -1,0 +1,26 @@
+"""Which frames make a clip; `sample_frames` of the processor is tested with the processor."""
+
+import pytest
+
+from mme_hf.frame_sampling_mme import fitting_stride, segment_frames
+
+
+@pytest.mark.parametrize(
+    ("num_available", "expected"),
+    [(1, 1), (4, 1), (7, 2), (9, 2), (10, 3), (100, 3)],  # 4 frames span 3 strides and one frame
+)
+def test_the_stride_shrinks_where_the_video_is_short(num_available, expected):
+    assert fitting_stride(num_available, 4, 3) == expected
+
+
+def test_one_frame_has_any_stride():
+    assert fitting_stride(1, 1, 3) == 3
+
+
+def test_each_part_gives_the_frame_at_its_place():
+    # Parts of 2.5 frames begin at 0, 2.5, 5 and 7.5.
+    assert segment_frames(10, 4, [0.0, 0.0, 0.0, 0.0]) == [0, 2, 5, 7]
+    assert segment_frames(10, 4, [0.5, 0.0, 0.99, 0.9]) == [1, 2, 7, 9]
+    assert segment_frames(2, 4, [0.5] * 4) == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match="places has 3 numbers for 4 segments"):
+        segment_frames(10, 4, [0.5] * 3)
