@@ -73,7 +73,8 @@ def write_feature_shard(
     """
     from datasets import Dataset
 
-    dataset = Dataset.from_dict({name: [row[name] for row in rows] for name in columns}, features=columns)
+    # A test part may have classes and no labels: such rows have none.
+    dataset = Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns}, features=columns)
     table = dataset.with_format("arrow")[:]
     # Of its columns datasets reads from here what Parquet does not know, such as the names of classes.
     schema = columns.arrow_schema.metadata
