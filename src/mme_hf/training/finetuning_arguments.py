@@ -21,6 +21,8 @@ _SMALLEST = {
     "num_eval_crops": 1,
 }
 FREEZABLE = ("encoder", "patch_embed")
+_HAS_A_FLAG = ("drop_path_rate", "use_attentive_pooling", "image_size", "num_frames")
+_TOLD_BY_THE_CLASSES = ("num_labels", "id2label", "label2id", "problem_type")
 
 
 @dataclass
@@ -99,9 +101,9 @@ class FinetuningArguments(RecipeArguments, LoopArguments, LabelledDataArguments)
             raise ValueError(f"layer_decay ({self.layer_decay}) must lie in (0, 1]; 1 is one rate for all layers.")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay ({self.ema_decay}) must lie in [0, 1), such as 0.9999.")
-        for name in ("drop_path_rate", "use_attentive_pooling", "image_size", "num_frames", "num_labels"):
-            if name in self.model_options:
-                of_what = "the classes of the videos decide" if name == "num_labels" else "has a flag of its own"
+        for name in self.model_options:
+            if name in _HAS_A_FLAG or name in _TOLD_BY_THE_CLASSES:
+                of_what = "has a flag of its own" if name in _HAS_A_FLAG else "the classes of the videos decide"
                 raise ValueError(f"model_options sets {name!r}, which {of_what}. Leave it out.")
         if self.freeze is not None and self.freeze not in FREEZABLE and not self.freeze.isdigit():
             raise ValueError(f"freeze ({self.freeze!r}) must be 'encoder', 'patch_embed' or a number of blocks.")
