@@ -31,9 +31,6 @@ from .setup import check_model_name, num_decoding_workers
 
 logger = logging.getLogger(__name__)
 
-# Of a classifier that averages tokens: it has none, and normalises their mean instead.
-_MAY_BE_MISSING = {"layernorm.weight", "layernorm.bias"}
-
 
 @dataclass
 class EncoderArguments:
@@ -89,16 +86,14 @@ def _load(name: str) -> MMEModel:
         raise ValueError(f"model_name_or_path ({name!r}) cannot be opened: {error}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
-    missing, unexpected = set(loaded["missing_keys"]), sorted(loaded["unexpected_keys"])
-    if missing - _MAY_BE_MISSING:
+    missing, unexpected = sorted(loaded["missing_keys"]), sorted(loaded["unexpected_keys"])
+    if missing:
         raise ValueError(
-            f"model_name_or_path ({name!r}) lacks {len(missing)} weights of the encoder, such as "
-            f"{min(missing - _MAY_BE_MISSING)}. Name the folder of a run's model."
+            f"model_name_or_path ({name!r}) lacks {len(missing)} weights of the encoder, such as {missing[0]}. Name "
+            "the folder of a run's model."
         )
     if unexpected:
         logger.warning("%s has weights that are not used: %d, such as %s", name, len(unexpected), unexpected[0])
-    if missing:
-        encoder.layernorm = None
     return encoder
 
 
