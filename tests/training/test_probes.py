@@ -13,7 +13,6 @@ from mme_hf.training.probes import (
     ProbeProtocol,
     ProbeResult,
     Standardisation,
-    accuracies,
     best_of,
     knn_chances,
     run_probe,
@@ -163,10 +162,9 @@ def test_heads_side_by_side_are_what_each_would_be_alone():
         torch.testing.assert_close(together, alone)
 
 
-def test_accuracies_and_the_best_of_equals():
+def test_the_best_of_equals_is_the_surest():
     scores = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.7, 0.3]])
     labels = torch.tensor([0, 0, 0, 1])
-    assert accuracies(scores, labels) == (0.75, 0.5)
     surer = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.6, 0.4]])
     worse = torch.tensor([[0.0, 1.0]] * 4)
     assert best_of([worse, scores, surer], labels) == (2, 0.75)

@@ -21,6 +21,7 @@ from torch import nn
 from ..configuration_mme import MMEConfig
 from ..modeling_mme import MMEAttentivePooler, MMEClassifierHead, MMEPreTrainedModel
 from .labelled_features import LabelledFeatures, draw_shots, split_by_class
+from .metrics import classification_metrics
 from .optimization import build_scheduler, parameter_groups
 
 PROBES = ("linear", "attentive", "knn")
@@ -123,23 +124,18 @@ def run_probe(
     scores = _scores(train[fitted], train[validation], candidates, **options, generator=generator)
     best, validation_top1 = best_of(scores, train.labels[validation])
     (test_scores,) = _scores(train, test, [candidates[best]], **options, generator=generator)
-    top1, mean_class = accuracies(test_scores, test.labels)
-    return ProbeResult(seed, candidates[best], validation_top1, top1, mean_class, len(train.labels))
+    found = classification_metrics(test_scores, test.labels)
+    return ProbeResult(
+        seed, candidates[best], validation_top1, found["top1"], found["mean_class_accuracy"], len(train.labels)
+    )
 
 
 def best_of(scores: Sequence[torch.Tensor], labels: torch.Tensor) -> tuple[int, float]:
     """Return which scores (V, C) are right most often, and how often; of equals the one surest of what is right."""
-    top1 = [accuracies(each, labels)[0] for each in scores]
+    top1 = [(each.argmax(1) == labels).double().mean().item() for each in scores]
     surety = [each.gather(1, labels[:, None]).clamp_min(1e-12).log().mean().item() for each in scores]
     best = max(range(len(scores)), key=lambda candidate: (top1[candidate], surety[candidate]))
     return best, top1[best]
-
-
-def accuracies(scores: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
-    """Return (top-1, mean over the classes that there are of each one's top-1) of scores (V, C)."""
-    is_right = (scores.argmax(1) == labels).double()
-    of_classes = [is_right[labels == label].mean() for label in labels.unique()]
-    return is_right.mean().item(), torch.stack(of_classes).mean().item()
 
 
 def _candidates(name: str, protocol: ProbeProtocol, train: LabelledFeatures) -> Iterator[dict[str, float]]:
