@@ -29,13 +29,13 @@ from huggingface_hub.errors import StrictDataclassError
 
 from mme_hf import __version__
 from mme_hf.data import BadVideoLog, TooManyBadVideosError, VideoRecords
-from mme_hf.data.labelled_clips import ViewSampling, check_labels
+from mme_hf.data.labelled_clips import ViewSampling
 from mme_hf.data.records import GROUP_FIELD
 from mme_hf.model_card import public_settings
 from mme_hf.training import parse_arguments, set_up_logging
 from mme_hf.training.feature_cache import FeatureCache, cached_tables, videos_identity
 from mme_hf.training.frozen_encoder import FrozenEncoder
-from mme_hf.training.labelled_data import label_mappings
+from mme_hf.training.labelled_data import check_every_video_is_labelled, label_mappings
 from mme_hf.training.labelled_features import LabelledFeatures
 from mme_hf.training.probe_arguments import ProbeArguments
 from mme_hf.training.probes import ProbeProtocol, run_probe, summary_of
@@ -60,11 +60,13 @@ class Probing:
         set_up_logging(is_main_process=self.accelerator.is_main_process)
         use_all_cores()
         self.train = load_training_records(args)
-        check_labels(self.train)
+        self.train.check_classes()
         test = load_validation_records(args)
         if test is None:
             raise ValueError("No videos to test by are named. Give --validation_dir, _manifest or _split.")
         self.test = test.relabelled(self.train.label_names)
+        for records in (self.train, self.test):
+            check_every_video_is_labelled(records)
         self.encoder = FrozenEncoder(args, self.accelerator)
         self.head_config = copy.deepcopy(self.encoder.model.config)
         for name, mapping in label_mappings(self.train).items():

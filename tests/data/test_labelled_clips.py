@@ -10,7 +10,6 @@ from mme_hf.data.labelled_clips import (
     Augmentation,
     ViewSampling,
     build_labelled_loader,
-    check_labels,
     crop_corners,
 )
 
@@ -146,12 +145,7 @@ def test_records_without_labels_are_told_apart(tmp_path, records, processor):
     write_video(tmp_path / "a.mp4", np.zeros((4, 32, 32, 3), np.uint8))
     unlabelled = load_folder_records(tmp_path)
     with pytest.raises(ValueError, match=r"has no labels. Give class folders"):
-        check_labels(unlabelled)
+        unlabelled.check_classes()
     batch = next(iter(build_labelled_loader(unlabelled, processor, videos_per_batch=1)))
     assert batch["labels"].tolist() == [NO_LABEL]
-    check_labels(records)
-    check_labels(records, {0: "jump", 1: "run"})
-    with pytest.raises(ValueError, match=r"2 classes and the model 2; they are the same in another order"):
-        check_labels(records, {0: "run", 1: "jump"})
-    with pytest.raises(ValueError, match=r"2 classes and the model 3; they differ in \['sit'\]"):
-        check_labels(records, {0: "jump", 1: "run", 2: "sit"})
+    records.check_classes()

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 from conftest import moving_texture, write_video
+from datasets import ClassLabel, Dataset, Features, Video
 from scripts import run_script, stop_of_script
 
 from mme_hf import MMEConfig, MMEForPreTraining, MMEVideoProcessor
@@ -97,6 +98,17 @@ def test_a_mistake_is_one_line(video_folder, tmp_path, flags, message):
     given = {name: value for name, value in {**given, **flags}.items() if value is not None}
     stop_of_script("probe", rf"^probe\.py: error: .*{message}", **given)
     assert not (tmp_path / "probe").exists()
+
+
+@pytest.mark.parametrize("unknown", [None, -1])
+def test_a_video_without_a_label_is_one_line(video_folder, test_videos, tmp_path, unknown):
+    videos = sorted(map(str, video_folder.rglob("*.mp4")))
+    features = Features({"video": Video(), "label": ClassLabel(names=["left", "right"])})
+    columns = {"video": videos[-2:], "label": [1, unknown]}
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "set" / "data" / "train-0.parquet")
+    flags = {**FLAGS, "dataset_name": tmp_path / "set", "validation_dir": test_videos, "output_dir": tmp_path / "probe"}
+    stop_of_script("probe", r"^probe\.py: error: .* has videos without a label\. Leave them out", **flags)
 
 
 def test_more_shots_than_videos_is_one_line(video_folder, test_videos, tmp_path):

@@ -1,5 +1,12 @@
+import logging
+
 import pytest
-from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+from transformers import (
+    VideoMAEConfig,
+    VideoMAEForVideoClassification,
+    VideoMAEImageProcessor,
+    VideoMAEVideoProcessor,
+)
 
 from mme_hf import MMEConfig, MMEVideoProcessor
 from mme_hf.training.labelled_data import LabelledDataArguments, label_names_of, processor_of
@@ -26,6 +33,22 @@ def test_a_checkpoint_without_a_processor_of_ours_gets_one_for_its_usual_input(t
     config = MMEConfig(image_size=64, num_frames=8)
     processor = processor_of(str(tmp_path), config, args(frame_stride=2))
     assert (processor.num_frames, processor.frame_stride, processor.crop_size["height"]) == (8, 2, 64)
+
+
+@pytest.mark.parametrize("kind", [VideoMAEImageProcessor, VideoMAEVideoProcessor])
+def test_a_processor_of_another_class_gives_its_normalisation_alone(kind, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    kind(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(tmp_path)
+    processor = processor_of(str(tmp_path), MMEConfig(image_size=64, num_frames=8), args())
+    assert list(processor.image_mean) == [0.1, 0.2, 0.3] and list(processor.image_std) == [0.4, 0.5, 0.6]
+    assert (processor.num_frames, processor.crop_size["height"]) == (8, 64)
+    assert "processor: a new one" in caplog.text
+
+
+def test_a_processor_of_ours_that_is_damaged_is_not_replaced(tmp_path):
+    (tmp_path / "video_preprocessor_config.json").write_text("{")
+    with pytest.raises(OSError, match="not a valid JSON file"):
+        processor_of(str(tmp_path), MMEConfig(), args())
 
 
 def test_sizes_that_do_not_fit_the_model_are_refused(tmp_path):

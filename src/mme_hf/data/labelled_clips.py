@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -331,19 +331,3 @@ def build_labelled_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
     )
-
-
-def check_labels(records: VideoRecords, label_names: Mapping[int, str] | None = None) -> None:
-    """Raise ValueError if videos have no classes, or others than `label_names` of a model, number -> name."""
-    if not records.label_names:
-        raise ValueError(
-            f"{records.name} has no labels. Give class folders, a manifest of 'path label' lines, or a data set with a "
-            "ClassLabel column 'label'."
-        )
-    if label_names is not None and tuple(label_names[number] for number in sorted(label_names)) != records.label_names:
-        differing = sorted(set(records.label_names) ^ set(label_names.values()))
-        what = f"differ in {differing[:5]}" if differing else "are the same in another order"
-        raise ValueError(
-            f"{records.name} has {len(records.label_names)} classes and the model {len(label_names)}; they {what}. Use "
-            "the data set that the model was trained for."
-        )

@@ -55,17 +55,21 @@ class VideoRecords:
         """Return the same videos as a stream."""
         return replace(self, dataset=self.dataset.to_iterable_dataset(), num_records=None)
 
+    def check_classes(self) -> None:
+        """Raise ValueError if the videos have no classes."""
+        if not self.label_names:
+            raise ValueError(
+                f"{self.name} has no labels. Give class folders, a manifest of 'path label' lines, or a data set with "
+                "a ClassLabel column 'label'."
+            )
+
     def relabelled(self, label_names: Sequence[str]) -> VideoRecords:
         """Return the same videos with their classes numbered as in `label_names`, those of a model.
 
         Raises:
             ValueError: If the videos have no classes, or one that is not among `label_names`.
         """
-        if not self.label_names:
-            raise ValueError(
-                f"{self.name} has no labels. Give class folders, a manifest of 'path label' lines, or a data set with "
-                "a ClassLabel column 'label'."
-            )
+        self.check_classes()
         unknown = [name for name in self.label_names if name not in label_names]
         if unknown:
             raise ValueError(

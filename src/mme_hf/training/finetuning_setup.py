@@ -13,14 +13,13 @@ from transformers import PretrainedConfig
 
 from ..configuration_mme import MMEConfig
 from ..data import VideoRecords
-from ..data.labelled_clips import check_labels
 from ..modeling_mme import CLASSIFIER_STD, MMEForVideoClassification
 from ..names_mme import check_names
 from ..presets import preset_config
 from ..video_processing_mme import MMEVideoProcessor
 from ..wording import counted
-from .labelled_data import label_mappings, new_processor, processor_of
-from .mixing import MixedInputs, UnlabelledVideoError
+from .labelled_data import check_every_video_is_labelled, label_mappings, new_processor, processor_of
+from .mixing import MixedInputs
 from .progress import announce_run
 from .setup import check_model_name, load_training_records, load_validation_records
 
@@ -71,7 +70,7 @@ def load_labelled_records(args: FinetuningArguments) -> tuple[VideoRecords, Vide
             there is none of to train on.
     """
     train = load_training_records(args)
-    check_labels(train)
+    train.check_classes()
     if len(train.label_names) < 2:
         raise ValueError(f"{train.name} has one class, {train.label_names[0]!r}: there is nothing to tell apart.")
     known = known_label_names(args.model_name_or_path)
@@ -81,9 +80,7 @@ def load_labelled_records(args: FinetuningArguments) -> tuple[VideoRecords, Vide
     if validation is not None:
         validation = validation.relabelled(train.label_names)
     for records in filter(None, (train, validation)):
-        # Those of a stream are looked at when they come.
-        if records.num_records is not None and any(label is None or label < 0 for label in records.dataset["label"]):
-            raise UnlabelledVideoError(f"{records.name} has videos without a label. Leave them out.")
+        check_every_video_is_labelled(records)
     return train, validation
 
 

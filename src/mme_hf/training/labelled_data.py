@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from ..data import VideoRecords
 from ..frame_sampling_mme import FRAME_SAMPLINGS
 from ..video import check_backend
 from ..video_processing_mme import MMEVideoProcessor
+from .mixing import UnlabelledVideoError
 from .parsing import flag
+
+logger = logging.getLogger(__name__)
 
 PROCESSOR_FILE = "video_preprocessor_config.json"
 
@@ -66,6 +70,12 @@ def label_mappings(records: VideoRecords) -> dict[str, dict]:
     return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
 
 
+def check_every_video_is_labelled(records: VideoRecords) -> None:
+    """Raise UnlabelledVideoError if a video has no class; those of a stream are looked at when they come."""
+    if records.num_records is not None and any(label is None or label < 0 for label in records.dataset["label"]):
+        raise UnlabelledVideoError(f"{records.name} has videos without a label. Leave them out.")
+
+
 def label_names_of(config: MMEConfig) -> tuple[str, ...]:
     """Return the names of a classifier's classes in their order."""
     return tuple(config.id2label[number] for number in range(config.num_labels))
@@ -74,7 +84,8 @@ def label_names_of(config: MMEConfig) -> tuple[str, ...]:
 def processor_of(model_name_or_path: str | None, config: MMEConfig, args: LabelledDataArguments) -> MMEVideoProcessor:
     """Return the processor saved with a model, changed by the flags that are given.
 
-    A checkpoint without one of ours (a VideoMAE's) gets a new one, made for the model's usual input.
+    A checkpoint without one of ours (a VideoMAE's) gets a new one, made for the model's usual input, which normalises
+    as the checkpoint's own processor does.
 
     Args:
         model_name_or_path: Where the model is from; None for a new one.
@@ -93,17 +104,33 @@ def processor_of(model_name_or_path: str | None, config: MMEConfig, args: Labell
         raise ValueError(
             f"num_frames ({args.num_frames}) does not divide by tubelet_size ({config.tubelet_size}) of the model."
         )
-    if model_name_or_path is not None:
-        try:
-            return MMEVideoProcessor.from_pretrained(model_name_or_path, **changes)
-        except (OSError, TypeError, ValueError):
-            if (Path(model_name_or_path) / PROCESSOR_FILE).is_file():
-                raise  # there is one of ours, and it does not load
-    return new_processor(config, args)
+    if model_name_or_path is None:
+        return new_processor(config, args)
+    saved = _saved_options(model_name_or_path)
+    if saved.get("video_processor_type") == MMEVideoProcessor.__name__:
+        return MMEVideoProcessor.from_pretrained(model_name_or_path, **changes)
+    logger.info("processor: a new one; %s has none of ours", model_name_or_path)
+    return new_processor(config, args, **{name: saved[name] for name in ("image_mean", "image_std") if name in saved})
 
 
-def new_processor(config: MMEConfig, args: LabelledDataArguments) -> MMEVideoProcessor:
-    """Return a processor made for a model's usual input, changed by the flags that are given."""
+def _saved_options(model_name_or_path: str) -> dict[str, Any]:
+    """Return what a checkpoint's processor, of whatever class, was saved with; nothing where there is none."""
+    try:
+        return MMEVideoProcessor.get_video_processor_dict(model_name_or_path)[0]
+    except OSError:
+        if (Path(model_name_or_path) / PROCESSOR_FILE).is_file():
+            raise  # there is one, and it cannot be read
+        return {}
+
+
+def new_processor(config: MMEConfig, args: LabelledDataArguments, **options: Any) -> MMEVideoProcessor:
+    """Return a processor made for a model's usual input, changed by the flags that are given.
+
+    Args:
+        config: Of the model.
+        args: With the flags.
+        **options: Of the processor, beside those that the configuration tells.
+    """
     height, width = config.frame_size
     own = {
         "num_frames": config.num_frames,
@@ -112,7 +139,7 @@ def new_processor(config: MMEConfig, args: LabelledDataArguments) -> MMEVideoPro
         "size": {"shortest_edge": min(height, width)},
         "crop_size": {"height": height, "width": width},
     }
-    return MMEVideoProcessor(**{**own, **_changes(args)})
+    return MMEVideoProcessor(**{**own, **options, **_changes(args)})
 
 
 def _changes(args: LabelledDataArguments) -> dict[str, Any]:
