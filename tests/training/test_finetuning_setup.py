@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
 
 from mme_hf import MMEForVideoClassification, preset_config
 from mme_hf.training import parse_arguments
@@ -37,6 +38,7 @@ def trained_parts(classifier):
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("finetune-*.yaml"))
 HEAD = {"classifier.weight", "classifier.bias", "fc_norm.weight", "fc_norm.bias"}
+KNOWN = {0: "jump", 1: "wave"}
 BLOCKS = [f"mme.layers.{number}" for number in range(3)]
 
 
@@ -103,6 +105,20 @@ def test_a_pooler_is_kept_and_may_be_added(tmp_path):
     added, processor = build_classifier(arguments(*flags), records)
     assert added.pooler is not None and (processor.num_frames, processor.crop_size["height"]) == (2, 16)
     assert added.config.drop_path_rate == 0.1
+
+
+def test_a_new_head_averages_tokens_as_published(tmp_path):
+    # VideoMAE's pre-training checkpoints on the Hub have no mean pooling. What a classifier was trained with counts.
+    records = SimpleNamespace(label_names=("jump", "wave"))
+    sizes = {**SIZES, "num_frames": 2, "decoder_hidden_size": 8, "decoder_num_hidden_layers": 1, "id2label": KNOWN}
+    config = VideoMAEConfig(**sizes, decoder_num_attention_heads=2, use_mean_pooling=False)
+    for kind, averages in ((VideoMAEForPreTraining, True), (VideoMAEForVideoClassification, False)):
+        kind(config).save_pretrained(tmp_path / kind.__name__)
+        flags = ("--model_name_or_path", str(tmp_path / kind.__name__))
+        classifier, _ = build_classifier(arguments(*flags), records)
+        assert (classifier.fc_norm is not None) == classifier.config.use_mean_pooling == averages
+        as_told, _ = build_classifier(arguments(*flags, "--model_options", '{"use_mean_pooling": false}'), records)
+        assert as_told.fc_norm is None
 
 
 def test_exported_weights_are_a_copy():
