@@ -167,16 +167,16 @@ class Prediction:
         for name, score in top:
             print(f"  {name:<{width}}  {bar(score)} {percent(score):>7}")
         result = {"video": video.name, "seconds": round(end, 3), "predictions": as_dicts(top)}
+        result["windows"] = [
+            {"start_seconds": round(start, 3), "end_seconds": round(end, 3), "predictions": as_dicts(self._top(scores))}
+            for (start, end), scores in zip(video.times, video.scores, strict=True)
+        ]
+        self.results.append(result)  # now: the picture may fail, by a frame that no window took
         if num_windows > 1:
             if not video.is_stream:  # of which each window has been told
                 self._tell_when(video)
             result["timeline"] = str(self._draw(video))
             print(f"  timeline: {result['timeline']}")
-        result["windows"] = [
-            {"start_seconds": round(start, 3), "end_seconds": round(end, 3), "predictions": as_dicts(self._top(scores))}
-            for (start, end), scores in zip(video.times, video.scores, strict=True)
-        ]
-        self.results.append(result)
         print(flush=True)
 
     def _tell_when(self, video: WatchedVideo) -> None:

@@ -206,6 +206,9 @@ def test_a_run_that_cannot_go_on_ends_with_one_line(data, tmp_path):
     flags = {**data, "learning_rate": 1e30, "max_train_steps": 5}
     words = runs.last_words_of_finetuning(tmp_path / "wild", **flags)
     assert "stopped: step 2: loss" in words and "Videos of the batch: " in words
+    # The first update still has a finite loss and gradient; it is what comes of it that has not.
+    words = runs.last_words_of_finetuning(tmp_path / "judged", **{**flags, "learning_rate": 1e38}, eval_steps=1)
+    assert "stopped: update 1: the model's scores of the validation videos are not finite" in words
     videos = tmp_path / "validation"
     shutil.copytree(data["validation_dir"], videos)
     (videos / "left" / "broken.mp4").write_bytes(b"no video")

@@ -13,7 +13,7 @@ from conftest import moving_texture, write_video
 from PIL import Image
 from small_classifiers import load_script, save_small_classifier
 
-from mme_hf import MMEForVideoClassification, MMEVideoProcessor, open_video
+from mme_hf import MMEForVideoClassification, MMEVideoProcessor, VideoReadError, open_video
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "predict.py"
 NAMES = ("walk", "sit", "run")
@@ -104,6 +104,16 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_done(predict, videos, tmp_p
     # Two of one name, and none of a single window.
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["long_2_timeline.png", "long_timeline.png"]
     assert "1 window\n" in output
+
+
+def test_what_was_found_is_kept_where_the_picture_fails(predict, script, videos, monkeypatch):
+    def fails(self, name):
+        raise VideoReadError(name, "frame 23 does not decode.")
+
+    monkeypatch.setattr(script.Prediction, "_pictures", fails)
+    status, _, errors, (found, failed) = predict(videos / "long.avi")
+    assert status == 1 and len(found["windows"]) == 3 and found["predictions"]
+    assert failed["error"] == "frame 23 does not decode." and "not read: frame 23" in errors
 
 
 def test_a_pipe_is_read_as_the_file_is(videos, model_dir, tmp_path):

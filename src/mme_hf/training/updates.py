@@ -15,7 +15,7 @@ from ..data import BadVideo
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss or the gradient is infinite or not a number."""
+    """The loss, the gradient or a score is infinite or not a number."""
 
 
 @dataclass(frozen=True)
