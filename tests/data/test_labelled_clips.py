@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_video
+from torchvision.transforms import v2
 
 from mme_hf import MMEVideoProcessor, open_video
 from mme_hf.data import VideoRecords, load_folder_records
@@ -72,10 +73,29 @@ def test_values_out_of_range_are_refused():
     for options, message in (
         ({"min_crop_scale": 0}, r"min_crop_scale \(0\)"),
         ({"flip_probability": 2}, r"flip_probability \(2\)"),
-        ({"rand_augment_magnitude": 31}, r"rand_augment_magnitude \(31\)"),
+        ({"rand_augment_magnitude": 11}, r"rand_augment_magnitude \(11\) must lie in \[0, 10\]"),
     ):
         with pytest.raises(ValueError, match=message):
             Augmentation(**options)
+
+
+def test_operations_are_as_strong_and_as_frequent_as_the_published_ones(monkeypatch):
+    magnitudes = []
+
+    def note(self, clip, transform_id, magnitude, **options):
+        magnitudes.append((transform_id, abs(magnitude)))
+        return clip
+
+    monkeypatch.setattr(v2.RandAugment, "_apply_image_or_video_transform", note)
+    pixels = Augmentation().of_pixels((8, 8), (0, 0, 0))
+    torch.manual_seed(0)
+    for _ in range(250):
+        pixels(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    # 7 of 10: of 30 degrees, and of a shear of 0.3.
+    assert {round(magnitude, 3) for name, magnitude in magnitudes if name == "Rotate"} == {21.0}
+    assert {round(magnitude, 3) for name, magnitude in magnitudes if name == "ShearX"} == {0.21}
+    # Half of 4 x 250; the deviation is 16.
+    assert 420 < len(magnitudes) < 580
 
 
 @pytest.fixture(scope="module")

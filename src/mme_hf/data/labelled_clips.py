@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from .records import VideoRecords
 
 FRAME_ORDERS = ("forwards", "reversed", "shuffled", "frozen")
+# The published recipe counts the strength of RandAugment from 0 to 10, torchvision by default from 0 to 30; and of the
+# operations that are drawn it does every other one.
+MAX_MAGNITUDE = 10
+_OPERATION_PROBABILITY = 0.5
 # What a label column is set to where there is none.
 NO_LABEL = -1
 
@@ -33,8 +37,8 @@ class Augmentation:
     Attributes:
         min_crop_scale: Smallest share of the frame's area that a crop covers; its sides are 3 to 4 up to 4 to 3.
         flip_probability: How often a clip is mirrored. 0 where left and right mean something.
-        rand_augment_num_ops: Operations of RandAugment on each clip; 0 for none.
-        rand_augment_magnitude: Their strength, in [0, 30].
+        rand_augment_num_ops: Operations of RandAugment drawn for each clip, of which every other is done; 0 for none.
+        rand_augment_magnitude: Their strength, in [0, 10].
         random_erasing_probability: How often a rectangle is filled with noise.
 
     Source: the fine-tuning recipe of Masked Motion Encoding, which is VideoMAE's.
@@ -54,8 +58,10 @@ class Augmentation:
                 raise ValueError(f"{name} ({getattr(self, name)}) must lie in [0, 1].")
         if self.rand_augment_num_ops < 0:
             raise ValueError(f"rand_augment_num_ops ({self.rand_augment_num_ops}) must be at least 0.")
-        if not 0 <= self.rand_augment_magnitude <= 30:
-            raise ValueError(f"rand_augment_magnitude ({self.rand_augment_magnitude}) must lie in [0, 30].")
+        if not 0 <= self.rand_augment_magnitude <= MAX_MAGNITUDE:
+            raise ValueError(
+                f"rand_augment_magnitude ({self.rand_augment_magnitude}) must lie in [0, {MAX_MAGNITUDE}]."
+            )
 
     def of_pixels(self, size: tuple[int, int], fill: Sequence[int]) -> v2.Transform:
         """Return what is done to uint8 clips (T, 3, H, W); the result is of `size`, (height, width).
@@ -67,10 +73,14 @@ class Augmentation:
         # The crop first: all that follows then works on fewer pixels.
         crop = v2.RandomResizedCrop(size, scale=(self.min_crop_scale, 1.0), ratio=(3 / 4, 4 / 3), antialias=True)
         steps: list[v2.Transform] = [crop, v2.RandomHorizontalFlip(self.flip_probability)]
-        if self.rand_augment_num_ops:
-            bilinear = v2.InterpolationMode.BILINEAR
-            options = {"magnitude": self.rand_augment_magnitude, "interpolation": bilinear, "fill": list(fill)}
-            steps.append(v2.RandAugment(self.rand_augment_num_ops, **options))
+        operation = v2.RandAugment(
+            num_ops=1,
+            magnitude=self.rand_augment_magnitude,
+            num_magnitude_bins=MAX_MAGNITUDE + 1,
+            interpolation=v2.InterpolationMode.BILINEAR,
+            fill=list(fill),
+        )
+        steps += [v2.RandomApply([operation], _OPERATION_PROBABILITY)] * self.rand_augment_num_ops
         return v2.Compose(steps)
 
     def of_inputs(self) -> v2.Transform:

@@ -58,8 +58,10 @@ class RecipeArguments:
     min_crop_scale: float = flag(0.25, "Smallest share of the frame's area that a crop covers.")
     flip_probability: float = flag(0.5, "How often a clip is mirrored.")
     no_flip: bool = flag(False, "Never mirror a clip: for classes that tell left from right. Wins over the former.")
-    rand_augment_num_ops: int = flag(4, "Operations of RandAugment on each clip; 0: none.")
-    rand_augment_magnitude: int = flag(7, "Their strength, from 0 to 30.")
+    rand_augment_num_ops: int = flag(
+        4, "Operations of RandAugment drawn for each clip, half of which are done; 0: none."
+    )
+    rand_augment_magnitude: int = flag(7, "Their strength, from 0 to 10 as in the published recipe.")
     random_erasing_probability: float = flag(0.25, "How often a rectangle is filled with noise.")
     ema_decay: float | None = flag(
         None, "Judge and save a moving average of the weights with this decay, such as 0.9999. Default: none."
