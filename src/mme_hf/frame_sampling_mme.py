@@ -35,11 +35,10 @@ def middle_clip(
         raise ValueError(f"frame_sampling ({frame_sampling!r}) must be one of {list(FRAME_SAMPLINGS)}.")
     if frame_sampling == "segments" and fps is None:
         return np.array(segment_frames(total, num_frames, [0.5] * num_frames))
-    longest_stride = (total - 1) / (num_frames - 1) if num_frames > 1 else 1
     if fps is None:
-        stride = min(frame_stride, int(longest_stride))
+        stride = fitting_stride(total, num_frames, frame_stride)
     elif metadata.fps:
-        stride = min(metadata.fps / fps, longest_stride)
+        stride = min(metadata.fps / fps, (total - 1) / max(num_frames - 1, 1))
     else:
         raise ValueError(f"fps ({fps}) needs the video's frame rate. Pass video_metadata with fps, or fps=None.")
     offsets = np.arange(num_frames) * max(stride, 1)

@@ -136,6 +136,19 @@ def test_views_are_the_crops_that_the_processor_would_make_one_by_one(records: V
                 torch.testing.assert_close(views[time, crop], processor(raw, **box)["pixel_values"][0])
 
 
+def test_a_crop_of_another_shape_than_the_frames_is_covered_by_them(records):
+    # Frames of 32 x 64 and crops of 48 x 32: resized to 48 x 96.
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 48, "width": 32}}
+    processor = MMEVideoProcessor(num_frames=4, frame_stride=2, **size)
+    sampling = ViewSampling(num_crops=3)
+    loader = build_labelled_loader(records, processor, videos_per_batch=1, sampling=sampling, shuffle=False)
+    views = next(iter(loader))["pixel_values"]
+    assert views.shape == (3, 4, 3, 48, 32)
+    # It is brighter to the right, so the three crops are from left to right.
+    means = views.mean((1, 2, 3, 4))
+    assert means[0] < means[1] < means[2]
+
+
 def test_augmented_clips_depend_on_the_seed_alone(records, processor):
     sampling = ViewSampling(augmentation=Augmentation(), samples_per_video=2)
 

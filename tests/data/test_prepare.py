@@ -95,6 +95,18 @@ def test_ucf101_has_the_order_of_class_ind_and_three_folds(tree, tmp_path):
         prepare_set("ucf101", root, tmp_path / "third", fold=3)
 
 
+def test_clips_of_one_source_are_a_group(tree, tmp_path):
+    names = ("v_A_g01_c01", "v_A_g01_c02", "v_A_g12_c01")
+    texts = ucf("".join(f"A/{name}.avi 1\n" for name in names), "A/other.avi\n", class_ind="1 A\n")
+    root = tree(texts, [f"UCF-101/A/{name}.avi" for name in (*names, "other")])
+    prepare_set("ucf101", root, tmp_path / "set")
+    train, test = (
+        load_dataset_records(str(tmp_path / "set"), split=part).dataset["group"] for part in ("train", "test")
+    )
+    assert list(train) == ["v_A_g01", "v_A_g01", "v_A_g12"]
+    assert list(test) == ["other"]  # a name that does not tell is a group of its own
+
+
 def test_every_fault_is_counted_and_listed(tree, tmp_path):
     lines = [
         f"{EYES[0]} 1",

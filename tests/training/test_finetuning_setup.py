@@ -147,6 +147,7 @@ def test_mirrored_directions_are_warned_of(name, flip_probability, is_loud, capl
         (["--freeze", "all"], r"freeze \('all'\) must be 'encoder', 'patch_embed' or a number of blocks"),
         (["--freeze", "2", "--lora_rank", "4"], r"lora_rank \(4\) freezes the encoder itself; leave freeze \(2\) out"),
         (["--lora_alpha", "4"], r"lora_alpha \(4.0\) needs --lora_rank"),
+        (["--lora_alpha", "0", "--lora_rank", "2"], r"lora_alpha \(0\) must be above 0"),
         (["--layer_decay", "0"], r"layer_decay \(0.0\) must lie in \(0, 1\]"),
         (["--ema_decay", "1"], r"ema_decay \(1.0\) must lie in \[0, 1\)"),
         (["--label_smoothing", "1"], r"label_smoothing \(1.0\) must lie in \[0, 1\)"),

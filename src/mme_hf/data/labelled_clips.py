@@ -218,8 +218,14 @@ class LabelledClipDataset(VideoDataset):
 
     def _views(self, frames: torch.Tensor, places: list[list[int]], generator: torch.Generator) -> torch.Tensor:
         options = {"do_sample_frames": False, "do_center_crop": False, "return_tensors": "pt"}
-        whole = self.processor(frames, **options)["pixel_values"][0]
         height, width = self.processor.crop_size["height"], self.processor.crop_size["width"]
+        shortest_edge = self.processor.size["shortest_edge"]
+        scale = max(height / frames.shape[-2], width / frames.shape[-1])
+        if shortest_edge and scale > shortest_edge / min(frames.shape[-2:]):
+            # The crop is longer than frames of this shape would be: they are made to cover it.
+            sides = (max(height, round(scale * frames.shape[-2])), max(width, round(scale * frames.shape[-1])))
+            options["size"] = {"height": sides[0], "width": sides[1]}
+        whole = self.processor(frames, **options)["pixel_values"][0]
         corners = crop_corners(tuple(whole.shape[-2:]), (height, width), self.sampling.num_crops)
         # Written where they stay: views are many times the frames, and copying them costs more than decoding.
         views = whole.new_empty(len(places), len(corners), len(places[0]), whole.shape[1], height, width)

@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from ..wording import counted
 from .published_sets import PARTS, PUBLISHED_SETS, Annotations, Entry, LeftOut, PublishedSet
-from .records import VIDEO_EXTENSIONS, files_below
+from .records import GROUP_FIELD, VIDEO_EXTENSIONS, files_below
 
 _ALIASES = {"kinetics": "kinetics400"}
 _UNLISTED = "video in no annotation"
@@ -149,7 +149,7 @@ def prepare_set(
     for part in chosen:
         num_lines = sum(entry.part == part for entry in annotations.entries)
         _check_share(part, num_lines, len(kept[part]), left_out, report, max_bad_fraction)
-    _write(folder, {part: kept[part] for part in chosen}, annotations.class_names)
+    _write(folder, {part: kept[part] for part in chosen}, annotations.class_names, published.group_pattern)
     num_videos = {part: len(kept[part]) for part in chosen}
     notes = _notes(published, annotations, kept, annotated)
     left = (*left_out, *unlisted)
@@ -307,17 +307,22 @@ def _parquet(folder: Path, part: str) -> Path:
     return folder / "data" / f"{part}-00000-of-00001.parquet"
 
 
-def _write(folder: Path, parts: dict[str, list[tuple[Path, int | None]]], class_names: Sequence[str]) -> None:
+def _write(folder: Path, parts: dict, class_names: Sequence[str], group_pattern: str | None) -> None:
     """Write the Parquet files of a data set, which is whole or as it was before."""
-    from datasets import ClassLabel, Dataset, Features, Video
+    from datasets import ClassLabel, Dataset, Features, Value, Video
 
     features = Features({"video": Video(), "label": ClassLabel(names=list(class_names))})
+    if group_pattern:
+        features[GROUP_FIELD] = Value("string")
     unfinished = folder.with_name(f".{folder.name}.tmp")
     if unfinished.exists():  # of a run that was killed
         shutil.rmtree(unfinished)
     (unfinished / "data").mkdir(parents=True)
     for part, videos in parts.items():
         columns = {"video": [str(path) for path, _ in videos], "label": [number for _, number in videos]}
+        if group_pattern:
+            matches = [(path.stem, re.fullmatch(group_pattern, path.stem)) for path, _ in videos]
+            columns[GROUP_FIELD] = [match[1] if match else stem for stem, match in matches]
         # Unlike save_to_disk, to_parquet leaves the videos where they are.
         dataset = Dataset.from_dict(columns, features=features)
         dataset.to_parquet(_parquet(unfinished, part))

@@ -80,12 +80,15 @@ class PublishedSet:
         layout: The tree, in words.
         num_classes: Of the full set.
         num_folds: Number of its official divisions into parts.
+        group_pattern: What of a file's name tells which source its clip was cut from, in the first group; None where
+            names do not tell.
     """
 
     parse: Callable[[Sequence[Path], int], Annotations]
     layout: str
     num_classes: int
     num_folds: int = 1
+    group_pattern: str | None = None
 
 
 def parse_ucf101(files: Sequence[Path], fold: int) -> Annotations:
@@ -269,6 +272,7 @@ PUBLISHED_SETS = {
         "UCF-101/<Class>/<video>.avi and ucfTrainTestlist/{classInd,trainlist01,testlist01}.txt",
         num_classes=101,
         num_folds=3,
+        group_pattern=r"(v_.+_g\d+)_c\d+",
     ),
     "hmdb51": PublishedSet(
         parse_hmdb51,
@@ -286,5 +290,6 @@ PUBLISHED_SETS = {
         "{train,val,test}/[<class>/]<youtube_id>_<start>_<end>.mp4 (times with 6 digits) and "
         "annotations/{train,val,test}.csv with the header label,youtube_id,time_start,time_end,split",
         num_classes=400,
+        group_pattern=r"(.{11})_\d{6}_\d{6}",
     ),
 }

@@ -113,6 +113,8 @@ class FinetuningArguments(RecipeArguments, LoopArguments, LabelledDataArguments)
             raise ValueError(
                 f"lora_rank ({self.lora_rank}) freezes the encoder itself; leave freeze ({self.freeze}) out."
             )
+        if self.lora_alpha == 0:
+            raise ValueError("lora_alpha (0) must be above 0; leave it out for lora_rank.")
         if self.lora_alpha is not None and not self.lora_rank:
             raise ValueError(f"lora_alpha ({self.lora_alpha}) needs --lora_rank, which is not given.")
         if self.early_stopping_patience and not self.has_validation_data:
