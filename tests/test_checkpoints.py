@@ -421,3 +421,10 @@ def test_damaged_safetensors_file_is_refused_in_plain_words(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match="not a checkpoint of tensors alone"):
         convert_checkpoint(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"hello\n", b"", b"\x00" * 64, b'{"model": {}}'])
+def test_file_that_is_no_checkpoint_is_refused_in_plain_words(tmp_path, content):
+    (tmp_path / "model.pth").write_bytes(content)
+    with pytest.raises(ValueError, match="not a checkpoint of tensors alone"):
+        convert_checkpoint(tmp_path / "model.pth")

@@ -20,6 +20,8 @@ StateDict = dict[str, torch.Tensor]
 
 # The published files keep their state dict under one of these keys, DeepSpeed's under the second.
 _STATE_DICT_KEYS = ("model", "module")
+# The later ones come of files that are no pickle at all: torch trips over their first bytes.
+_READING_ERRORS = (pickle.UnpicklingError, EOFError, RuntimeError, SafetensorError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def _read_tensors(path: str | os.PathLike) -> StateDict:
         # The arguments of the published runs lie beside their weights; a Namespace does nothing but keep values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, SafetensorError) as error:
+    except _READING_ERRORS as error:
         raise ValueError(
             f"{path}: not a checkpoint of tensors alone, which is all that is read: other files could run code."
         ) from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..modeling_mme import MMEForVideoClassification
 from ..video_processing_mme import MMEVideoProcessor
 from .labelled_data import processor_of
-from .setup import check_model_name
+from .setup import NOT_LOADED, check_model_name
 
 if TYPE_CHECKING:
     from .judging_arguments import EvaluationArguments, PredictionArguments
@@ -25,7 +25,7 @@ def load_classifier(
     check_model_name("model_name_or_path", name)
     try:
         model, loading = MMEForVideoClassification.from_pretrained(name, output_loading_info=True)
-    except OSError as error:
+    except NOT_LOADED as error:
         raise ValueError(f"model_name_or_path ({name!r}) cannot be opened: {error}") from error
     missing = sorted(loading["missing_keys"])
     if missing:

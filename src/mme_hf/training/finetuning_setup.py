@@ -21,7 +21,7 @@ from ..wording import counted
 from .labelled_data import check_every_video_is_labelled, label_mappings, new_processor, processor_of
 from .mixing import MixedInputs
 from .progress import announce_run
-from .setup import check_model_name, load_training_records, load_validation_records
+from .setup import NOT_LOADED, check_model_name, load_training_records, load_validation_records
 
 if TYPE_CHECKING:
     from .finetuning_arguments import FinetuningArguments
@@ -133,7 +133,7 @@ def _load_classifier(name: str, label_names: tuple[str, ...], options: dict[str,
         model, report = MMEForVideoClassification.from_pretrained(
             name, **options, ignore_mismatched_sizes=True, output_loading_info=True
         )
-    except OSError as error:
+    except NOT_LOADED as error:
         raise ValueError(f"model_name_or_path ({name!r}) cannot be opened: {error}") from error
     strange = [tensor[0] for tensor in report["mismatched_keys"] if not tensor[0].startswith(_HEAD)]
     lost = [tensor for tensor in report["missing_keys"] if not tensor.startswith(_MAY_BE_NEW)]
@@ -245,7 +245,8 @@ def announce_finetuning(
     announce_run(records, model, model_name=args.model_name_or_path or f"{args.preset} (random weights)", **where)
     if args.freeze or args.lora_rank:
         num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        logger.info("trained: %.2f M of the parameters", num_trained / 1e6)
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        logger.info("trained: %s of %s parameters", f"{num_trained:,}", f"{num_parameters:,}")
     remind_of_directions(records.label_names, args.flip_probability)
     if validation_records is None:
         logger.info("validation: none, so no best model is chosen: the last one is saved")

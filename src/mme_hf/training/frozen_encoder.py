@@ -27,7 +27,7 @@ from ..video_processing_mme import MMEVideoProcessor
 from .feature_cache import FeatureTable
 from .labelled_data import processor_of
 from .parsing import flag
-from .setup import check_model_name, num_decoding_workers
+from .setup import NOT_LOADED, check_model_name, num_decoding_workers
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def _load(name: str) -> MMEModel:
     transformers_logging.set_verbosity_error()  # its report would call a LayerNorm new that is not used
     try:
         encoder, loaded = MMEModel.from_pretrained(name, output_loading_info=True)
-    except OSError as error:
+    except NOT_LOADED as error:
         raise ValueError(f"model_name_or_path ({name!r}) cannot be opened: {error}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)

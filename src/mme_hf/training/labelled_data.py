@@ -93,7 +93,7 @@ def processor_of(model_name_or_path: str | None, config: MMEConfig, args: Labell
         args: With the flags.
 
     Raises:
-        ValueError: If what is asked for does not fit the model's patches and tubelets.
+        ValueError: If what is asked for does not fit the model's patches and tubelets, or the saved one is broken.
     """
     changes = _changes(args)
     if args.image_size is not None and args.image_size % config.patch_size:
@@ -117,9 +117,10 @@ def _saved_options(model_name_or_path: str) -> dict[str, Any]:
     """Return what a checkpoint's processor, of whatever class, was saved with; nothing where there is none."""
     try:
         return MMEVideoProcessor.get_video_processor_dict(model_name_or_path)[0]
-    except OSError:
-        if (Path(model_name_or_path) / PROCESSOR_FILE).is_file():
-            raise  # there is one, and it cannot be read
+    except OSError as error:
+        file = Path(model_name_or_path) / PROCESSOR_FILE
+        if file.is_file():
+            raise ValueError(f"the processor in {file} cannot be loaded: {error}") from error
         return {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from ..clip_tracks_mme import tracker_of
 from ..configuration_mme import MMEConfig
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from .arguments import PretrainingArguments
 
 SAMPLE_HELD_OUT_FRACTION = 0.2
+# What `from_pretrained` raises where files are missing or damaged.
+NOT_LOADED = (OSError, SafetensorError)
+MODEL_TYPES = (MMEConfig.model_type, "videomae")
 _PROCESSOR_FLAGS = ("frame_stride", "trajectory_num_steps", "mask_type", "mask_ratio", "tracker", "camera_motion")
 _MODEL = ("preset", "model_options")
 _KEPT_BY_OPTIMIZER = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2")
@@ -74,6 +79,20 @@ def check_model_name(flag: str, name: str) -> None:
         )
     elif not (folder / "config.json").is_file():
         raise ValueError(f"{flag} ({name!r}) has no config.json: name the folder that a run saved its model in.")
+    else:
+        _check_model_type(flag, folder / "config.json")
+
+
+def _check_model_type(flag: str, config_file: Path) -> None:
+    try:
+        model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
+    except (AttributeError, OSError, ValueError) as error:
+        raise ValueError(f"{flag}: {config_file} cannot be read: {error}") from error
+    if model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"{flag} ({str(config_file.parent)!r}) is a model of type {model_type!r}, which has no such weights. Name "
+            f"one of type {' or '.join(MODEL_TYPES)}."
+        )
 
 
 def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTraining, MMEVideoProcessor]:
@@ -164,7 +183,7 @@ def _load_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
             _check_image_size(args, changed.get("patch_size") or MMEVideoProcessor.from_pretrained(name).patch_size)
         processor = MMEVideoProcessor.from_pretrained(name, **changed)
         model = MMEForPreTraining.from_pretrained(name, **args.model_options)
-    except OSError as error:
+    except NOT_LOADED as error:
         raise ValueError(f"model_name_or_path ({name!r}) cannot be opened: {error}") from error
     made, predicted = (
         [(target, value["size"]) for target, value in targets.items()]
@@ -364,7 +383,7 @@ def schedule_lengths(args: PretrainingArguments, num_videos: int | None, global_
         num_steps = args.max_train_steps or max(1, ceil(args.num_train_epochs * epoch))
         num_warmup = args.warmup_steps if args.warmup_steps is not None else round(args.warmup_epochs * epoch)
     if num_warmup > num_steps:
-        raise ValueError(f"warm-up takes {num_warmup} of {num_steps} updates. Shorten it, or train longer.")
+        raise ValueError(f"warm-up takes {num_warmup} of {num_steps} updates. Lower --warmup_steps, or train longer.")
     return num_steps, num_warmup
 
 
