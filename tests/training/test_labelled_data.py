@@ -47,7 +47,7 @@ def test_a_processor_of_another_class_gives_its_normalisation_alone(kind, tmp_pa
 
 def test_a_processor_of_ours_that_is_damaged_is_not_replaced(tmp_path):
     (tmp_path / "video_preprocessor_config.json").write_text("{")
-    with pytest.raises(OSError, match="not a valid JSON file"):
+    with pytest.raises(ValueError, match="not a valid JSON file"):
         processor_of(str(tmp_path), MMEConfig(), args())
 
 

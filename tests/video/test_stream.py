@@ -43,3 +43,8 @@ def test_a_stream_that_breaks_off_ends_there_with_a_warning(tmp_path, caplog):
     with caplog.at_level("WARNING"):
         num_frames = len(list(stream_frames(Broken(), "a disk")))
     assert 0 < num_frames < 20 and "a disk breaks off: the disk failed" in caplog.text
+
+
+def test_a_pipe_that_cannot_be_read_is_told_what_mp4_files_need():
+    with pytest.raises(VideoReadError, match="piped mp4 must have its index at its beginning"):
+        next(stream_frames(io.BytesIO(b"no video"), "a pipe"))

@@ -53,9 +53,7 @@ def stream_frames(source: str | BinaryIO, name: str) -> Iterator[StreamedFrame]:
                 yield StreamedFrame(torch.from_numpy(picture.copy()).permute(2, 0, 1), rate)
     except (av.error.FFmpegError, OSError) as error:
         if not has_frames:
-            way_out = (
-                "" if isinstance(source, str) else " An mp4 file that is piped must have its index at its beginning."
-            )
+            way_out = "" if isinstance(source, str) else " A piped mp4 must have its index at its beginning."
             raise VideoReadError(name, f"FFmpeg cannot read it ({error}).{way_out}") from error
         logger.warning("%s breaks off: %s", name, error)
     if not has_frames:
