@@ -36,7 +36,7 @@ from mme_hf.training import parse_arguments, set_up_logging
 from mme_hf.training.feature_cache import FeatureCache, cached_tables, videos_identity
 from mme_hf.training.frozen_encoder import FrozenEncoder
 from mme_hf.training.labelled_data import check_every_video_is_labelled, label_mappings
-from mme_hf.training.labelled_features import LabelledFeatures
+from mme_hf.training.labelled_features import LabelledFeatures, draw_shots
 from mme_hf.training.probe_arguments import ProbeArguments
 from mme_hf.training.probes import ProbeProtocol, run_probe, summary_of
 from mme_hf.training.setup import check_output_dir, load_training_records, load_validation_records, use_all_cores
@@ -67,6 +67,9 @@ class Probing:
         self.test = test.relabelled(self.train.label_names)
         for records in (self.train, self.test):
             check_every_video_is_labelled(records)
+        if args.shots is not None:
+            labels = torch.as_tensor(self.train.dataset["label"][:])
+            draw_shots(labels, args.shots, torch.Generator(), dict(enumerate(self.train.label_names)))
         self.encoder = FrozenEncoder(args, self.accelerator)
         self.head_config = copy.deepcopy(self.encoder.model.config)
         for name, mapping in label_mappings(self.train).items():

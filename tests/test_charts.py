@@ -30,6 +30,13 @@ def test_a_timeline_shows_the_frames_above_the_labels(tmp_path):
     assert heights[1] > heights[0] + 100
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["日本", "$x_{$", "a $5 b $6"])
+def test_any_name_can_be_drawn_without_a_warning(tmp_path, name):
+    draw_confusion(tmp_path / "confusion.png", np.eye(2, dtype=np.int64), [name, "b"], title=name)
+    draw_timeline(tmp_path / "t.png", [(0.0, 2.0), (2.0, 4.0)], np.eye(2), title=name, label_names=[name, "b"])
+
+
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [(0, "0:00"), (65, "1:05"), (65.04, "1:05"), (59.96, "1:00"), (1.5, "0:01.5"), (3661, "1:01:01")],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -52,7 +53,7 @@ def draw_confusion(path: str | Path, counts: np.ndarray, label_names: Sequence[s
         bar = figure.colorbar(picture, ax=axes, shrink=0.7, ticks=np.sqrt([0, 0.05, 0.25, 0.5, 1]))
         bar.ax.set_yticklabels(["0", "5 %", "25 %", "50 %", "100 %"])
         bar.set_label("share of the videos of a class")
-    figure.savefig(path, bbox_inches="tight")
+    _save(figure, path, bbox_inches="tight")
 
 
 def _list_mistakes(axes, counts: np.ndarray, label_names: Sequence[str]) -> None:
@@ -130,7 +131,15 @@ def draw_timeline(
     axes.set_xlabel("time; the best label is underlined")
     figure.suptitle(title, fontsize=11)
     figure.colorbar(mesh, ax=axes, label="score", pad=0.01)
-    figure.savefig(path)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | Path, **options: Any) -> None:
+    for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
+        text.set_parse_math(False)  # names may have dollar signs
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # boxes stand for what the font lacks
+        figure.savefig(path, **options)
 
 
 def clock(seconds: float, *, tenths: bool = False) -> str:

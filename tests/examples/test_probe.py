@@ -113,4 +113,4 @@ def test_a_video_without_a_label_is_one_line(video_folder, test_videos, tmp_path
 
 def test_more_shots_than_videos_is_one_line(video_folder, test_videos, tmp_path):
     flags = {**FLAGS, "train_dir": video_folder, "validation_dir": test_videos, "output_dir": tmp_path / "probe"}
-    stop_of_script("probe", r"^probe\.py: stopped: shots \(4\) is more than the 3 training", **flags, shots=4)
+    stop_of_script("probe", r"^probe\.py: error: shots \(4\) is more than the 3 training", **flags, shots=4)
