@@ -275,7 +275,9 @@ def test_classes_are_numbered_as_a_model_has_them(tmp_path, is_stream):
 
 def test_videos_without_classes_cannot_be_numbered(tmp_path):
     touch(tmp_path / "a.mp4")
-    with pytest.raises(ValueError, match="has no labels. Give class folders"):
+    with pytest.raises(
+        ValueError, match=r"has no labels. Give class folders \(--train_dir\) with no video beside them"
+    ):
         load_folder_records(tmp_path).relabelled(("jump",))
 
 

@@ -59,8 +59,8 @@ class VideoRecords:
         """Raise ValueError if the videos have no classes."""
         if not self.label_names:
             raise ValueError(
-                f"{self.name} has no labels. Give class folders, a manifest of 'path label' lines, or a data set with "
-                "a ClassLabel column 'label'."
+                f"{self.name} has no labels. Give class folders (--train_dir) with no video beside them, a manifest of "
+                "'path label' lines (--train_manifest), or a data set with a ClassLabel column 'label'."
             )
 
     def relabelled(self, label_names: Sequence[str]) -> VideoRecords:
