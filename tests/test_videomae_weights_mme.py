@@ -211,3 +211,9 @@ def test_other_checkpoints_are_left_to_transformers(tmp_path):
     assert config_dict_of_videomae(tmp_path, {}) is None
     with pytest.raises(OSError, match="no file named"):
         MMEModel.from_pretrained(tmp_path)
+
+
+def test_another_kind_of_model_is_refused_rather_than_left_out_whole(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match=r"is a model of type 'bert', which has no weights for MME"):
+        MMEForVideoClassification.from_pretrained(tmp_path)

@@ -57,6 +57,9 @@ def config_dict_of_videomae(pretrained_model_name_or_path: Any, kwargs: dict[str
     Args:
         pretrained_model_name_or_path: A folder or a name on the Hub.
         kwargs: Of `from_pretrained`; those that say where to look are used.
+
+    Raises:
+        ValueError: If it is of another kind of model, whose weights would be left out one and all.
     """
     if pretrained_model_name_or_path is None:  # weights come as a state_dict
         return None
@@ -65,7 +68,13 @@ def config_dict_of_videomae(pretrained_model_name_or_path: Any, kwargs: dict[str
         values, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **where)
     except OSError:  # from_pretrained says what is missing
         return None
-    return values if values.get("model_type") == "videomae" else None
+    model_type = values.get("model_type")
+    if model_type not in (None, "mme", "videomae"):
+        raise ValueError(
+            f"{str(pretrained_model_name_or_path)!r} is a model of type {model_type!r}, which has no weights for MME. "
+            "Name an MME or a VideoMAE."
+        )
+    return values if model_type == "videomae" else None
 
 
 def mme_fields_of_videomae(values: dict[str, Any]) -> dict[str, Any]:
