@@ -35,6 +35,7 @@ def test_a_timeline_shows_the_frames_above_the_labels(tmp_path):
 def test_any_name_can_be_drawn_without_a_warning(tmp_path, name):
     draw_confusion(tmp_path / "confusion.png", np.eye(2, dtype=np.int64), [name, "b"], title=name)
     draw_timeline(tmp_path / "t.png", [(0.0, 2.0), (2.0, 4.0)], np.eye(2), title=name, label_names=[name, "b"])
+    assert all((tmp_path / file).stat().st_size > 1000 for file in ("confusion.png", "t.png"))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,21 @@ from .wording import counted
 
 _MAX_CLASSES_SHOWN = 50
 
+# Ends every card.
+_RUN_SECTION = """## Run
+
+{updates} of {clips} in {minutes:.1f} minutes on {machine}, with mme_hf {version},
+torch {torch}, transformers {transformers}.
+
+```
+{command}
+```
+
+| setting | value |
+|---|---|
+{settings}
+"""
+
 _PRETRAINING_CARD = """---
 {metadata}
 ---
@@ -47,18 +62,6 @@ tracker `{processor.tracker}`.
 
 {explained}
 
-## Run
-
-{updates} of {clips} in {minutes:.1f} minutes on {machine}, with mme_hf {version},
-torch {torch}, transformers {transformers}.
-
-```
-{command}
-```
-
-| setting | value |
-|---|---|
-{settings}
 """
 
 _FINETUNING_CARD = """---
@@ -89,18 +92,6 @@ Classes: {names}.
 
 {measured}
 
-## Run
-
-{updates} of {clips} in {minutes:.1f} minutes on {machine}, with mme_hf {version},
-torch {torch}, transformers {transformers}.
-
-```
-{command}
-```
-
-| setting | value |
-|---|---|
-{settings}
 """
 
 
@@ -133,7 +124,7 @@ def pretraining_card(
         settings: Arguments of the run.
         repository: Name under which the checkpoint is loaded: on the Hub, or a folder (see `local_name`).
     """
-    return _PRETRAINING_CARD.format(
+    return (_PRETRAINING_CARD + _RUN_SECTION).format(
         metadata=_metadata().to_yaml(),
         data_name=_public(data_name),
         visible=1 - processor.mask_ratio,
@@ -183,7 +174,7 @@ def finetuning_card(
     names = [config.id2label[number] for number in sorted(config.id2label)]
     shown = ", ".join(names[:_MAX_CLASSES_SHOWN]) + (", ..." if len(names) > _MAX_CLASSES_SHOWN else "")
     strides = f"{processor.frame_stride} raw frames apart"
-    return _FINETUNING_CARD.format(
+    return (_FINETUNING_CARD + _RUN_SECTION).format(
         metadata=_metadata("video-classification", results, repository).to_yaml(),
         data_name=_public(data_name),
         classes=f"{len(names)} classes",
