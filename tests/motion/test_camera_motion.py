@@ -283,6 +283,32 @@ def test_texture_is_structure_in_both_directions():
     assert not textured[:, :7].any() and not textured[:, 9:15].any() and textured[:, 17:].all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_background_that_a_flow_drags_along_is_put_back_and_what_frames_cannot_tell_is_left(backend):
+    # A camera pans by 3 px over a texture with a plain patch. The flow gives two squares a motion of their own: one on
+    # the texture, where it is wrong, and one on the patch, where nobody can tell.
+    frames = torch.from_numpy(moving_texture(2, HEIGHT, WIDTH, velocity=(3.0, 0.0))).permute(0, 3, 1, 2).clone()
+    plain, textured = (..., slice(40, 80), slice(100, 145)), (..., slice(48, 72), slice(32, 56))
+    frames[plain] = 90
+    flow = flow_of(homography(pan=(3.0, 0.0)))
+    inner = (..., slice(48, 72), slice(110, 120))
+    for square in (textured, inner):
+        flow[square] += torch.tensor(OWN)[:, None, None]
+    own = compensate_camera_motion(flow, frames, backend=backend)[0]
+    assert own[textured].abs().max() == 0
+    assert (own[inner] - torch.tensor(OWN)[:, None, None]).abs().max() < 0.01
+    assert (compensate_camera_motion(flow, backend=backend)[0][textured].norm(dim=0) > 5).all()
+
+    points = grid_points(HEIGHT, WIDTH)
+    x, y = points.long().T
+    ends = points + flow[0][:, y, x].T
+    points_xy = torch.stack([points, ends])[None]
+    tracks = Trajectories(points_xy, torch.ones(points_xy.shape[:-1], dtype=torch.bool), (HEIGHT, WIDTH))
+    moves = remove_camera_motion(tracks, frames, (0,), backend=backend).displacements[0, 0].norm(dim=-1) > 1
+    on_plain = (y >= 48) & (y < 72) & (x >= 110) & (x < 120)
+    assert torch.equal(moves, on_plain)
+
+
 def known_tracks(matrix, num_steps=3):
     """Return tracks from two starts that a camera and an object make, and the object's points."""
     points = grid_points(HEIGHT, WIDTH).double().numpy()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from ..point_tracking_mme import check_flow, check_tracked_frames, constant_on
 from ..trajectories_mme import Trajectories, grid_points, is_inside
-from .background_fit import BACKENDS, NUM_HYPOTHESES, Backend, Matches, fit_background
+from .background_fit import BACKENDS, INLIER_DISTANCE_PX, NUM_HYPOTHESES, Backend, Matches, fit_background
 
 # Hypotheses times points at once: on a CPU what stays in its cache takes two thirds of the time.
 MAX_CHUNK_ELEMENTS = {"cpu": 2**19, "cuda": 2**23}
@@ -22,6 +22,12 @@ MIN_TEXTURE = 0.5
 MIN_TEXTURE_SHARE = 0.002
 # Texture is averaged over 7 px; looked at every 4 px it costs a fifth of looking everywhere.
 TEXTURE_SPACING_PX = 4
+# A point whose flow says that it moves on its own is looked at again: 5 x 5 pixels around it, 2 px apart. It moves with
+# the camera if that explains them better than its flow, by a tenth and half a grey value: enough to leave plain
+# surfaces, where both explain them alike, to the flow.
+PATCH_OFFSETS_PX = (-4, -2, 0, 2, 4)
+MAX_ERROR_RATIO = 0.9
+MIN_GAIN_GREY_LEVELS = 0.5
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +93,32 @@ def estimate_camera_motion(
 
 
 @torch.no_grad()
+def estimate_camera_of_flow(
+    flow: torch.Tensor, frames: torch.Tensor | None = None, *, backend: Backend = "torch"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `estimate_camera_motion` of the pixels of a grid that stay in the frame.
+
+    Args:
+        flow: See `compensate_camera_motion`; not empty.
+        frames: See `compensate_camera_motion`.
+        backend: See `estimate_camera_motion`.
+
+    Returns:
+        Homographies, shape (..., T, 3, 3), and whether one is found, shape (..., T).
+    """
+    height, width = frame_size = (flow.shape[-2], flow.shape[-1])
+    stride = max(1, round(max(frame_size) / NUM_GRID_CELLS))
+    places = slice(stride // 2, None, stride)
+    pixels = grid_points(height, width, 1).to(flow.device)
+    from_xy = pixels.view(height, width, 2)[places, places].flatten(0, 1)
+    to_xy = from_xy + flow[..., places, places].flatten(-2).transpose(-1, -2)
+    usable = is_inside(to_xy, frame_size)
+    if frames is not None:
+        usable &= _read_texture(is_textured(frames[..., :-1, :, :, :]), from_xy.expand(to_xy.shape))
+    return estimate_camera_motion(from_xy.expand(to_xy.shape), to_xy, usable, frame_size=frame_size, backend=backend)
+
+
+@torch.no_grad()
 def compensate_camera_motion(
     flow: torch.Tensor, frames: torch.Tensor | None = None, *, backend: Backend = "torch"
 ) -> torch.Tensor:
@@ -94,6 +126,7 @@ def compensate_camera_motion(
 
     The camera's displacement of every pixel, H(p) - p, is subtracted exactly. Where no camera motion is found the flow
     comes back unchanged and the number of such pairs is logged as a warning; `estimate_camera_motion` tells which.
+    With frames, pixels that they show to move with the camera, though their flow is that of an object nearby, get 0.
 
     Args:
         flow: Motion from each frame to the next in pixels, x then y, shape (..., T, 2, H, W).
@@ -119,21 +152,18 @@ def compensate_camera_motion(
     flow = flow.detach().to(torch.float32)
     if not flow.numel():
         return flow
-    stride = max(1, round(max(frame_size) / NUM_GRID_CELLS))
-    places = slice(stride // 2, None, stride)
-    pixels = grid_points(height, width, 1).to(flow.device)
-    from_xy = pixels.view(height, width, 2)[places, places].flatten(0, 1)
-    to_xy = from_xy + flow[..., places, places].flatten(-2).transpose(-1, -2)
-    usable = is_inside(to_xy, frame_size)
-    if frames is not None:
-        usable &= _read_texture(is_textured(frames[..., :-1, :, :, :]), from_xy.expand(to_xy.shape))
-    homographies, found = estimate_camera_motion(
-        from_xy.expand(to_xy.shape), to_xy, usable, frame_size=frame_size, backend=backend
-    )
+    homographies, found = estimate_camera_of_flow(flow, frames, backend=backend)
     if not found.all():
         message = "No camera motion found in %d of %d pairs of frames; their flow is unchanged."
         logger.warning(message, int((~found).sum()), found.numel())
-    return flow - camera_displacements(homographies, pixels).transpose(-1, -2).reshape(flow.shape)
+    pixels = grid_points(height, width, 1).to(flow.device)
+    of_camera = camera_displacements(homographies, pixels)
+    own = flow.flatten(-2).transpose(-1, -2) - of_camera
+    if frames is not None:
+        first = constant_on(frames.device, range(lead[-1])).expand(lead)
+        dragged = _is_dragged(frames, first, pixels.expand(own.shape), own, of_camera) & found[..., None]
+        own = own.masked_fill(dragged[..., None], 0.0)
+    return own.transpose(-1, -2).reshape(flow.shape)
 
 
 @torch.no_grad()
@@ -171,6 +201,10 @@ def remove_camera_motion(
     homographies, found = estimate_camera_motion(from_xy, to_xy, usable, frame_size=tracks.frame_size, backend=backend)
     of_camera = camera_displacements(homographies, from_xy) * found.all(-1)[..., None, None, None]
     own = (to_xy - from_xy) - of_camera
+    if frames is not None:
+        first = constant_on(frames.device, start_frames)[:, None] + torch.arange(own.shape[-3], device=frames.device)
+        dragged = _is_dragged(frames, first.expand(own.shape[:-2]), from_xy, own, of_camera)
+        own = own.masked_fill((dragged & found.all(-1)[..., None, None])[..., None], 0.0)
     first = positions[..., :1, :, :]
     moved = torch.cat([first, first + own.cumsum(dim=-3)], dim=-3)
     return replace(tracks, points_xy=moved, camera_motion_found=found)
@@ -233,3 +267,44 @@ def _is_textured_at(
     wanted = constant_on(frames.device, start_frames)[:, None]
     wanted = wanted + torch.arange(num_steps, device=frames.device)
     return _read_texture(is_textured(frames)[..., wanted, :, :], points_xy)
+
+
+def _is_dragged(
+    frames: torch.Tensor, first: torch.Tensor, from_xy: torch.Tensor, own: torch.Tensor, of_camera: torch.Tensor
+) -> torch.Tensor:
+    """Return which points the frames show to move with the camera, though by their flow they do not.
+
+    Args:
+        frames: uint8 RGB, shape (..., T, 3, H, W).
+        first: Frame that each step begins in, shape (..., *steps).
+        from_xy: Points there, shape (..., *steps, P, 2).
+        own: Their motion less that of the camera, same shape.
+        of_camera: Motion of the camera at these points, same shape.
+
+    Returns:
+        bool, shape (..., *steps, P).
+    """
+    clips, (num_frames, *_) = frames.shape[:-4], frames.shape[-4:]
+    grey = frames.flatten(0, -4).to(torch.float32).mean(1)
+    of_clip = torch.arange(clips.numel(), device=frames.device) * num_frames
+    indices = (first.reshape(clips.numel(), -1) + of_clip[:, None]).flatten()
+    points, *motions = (values.reshape(-1, *values.shape[-2:]) for values in (from_xy, own + of_camera, of_camera))
+    offset = constant_on(frames.device, [float(value) for value in PATCH_OFFSETS_PX])
+    offsets = torch.cartesian_prod(offset, offset)
+    step = max(1, MAX_CHUNK_ELEMENTS.get(frames.device.type, 2**19) // (len(offsets) * max(1, points.shape[1])))
+    dragged = []
+    for index, at, flow, camera in zip(*(values.split(step) for values in (indices, points, *motions)), strict=True):
+        patch = at[..., None, :] + offsets  # (pairs, P, pixels, 2)
+        here, there = _read(grey[index], patch), grey[index + 1]
+        by_flow, by_camera = (
+            (_read(there, patch + motion[..., None, :]) - here).abs().mean(-1) for motion in (flow, camera)
+        )
+        dragged.append(by_camera < MAX_ERROR_RATIO * by_flow - MIN_GAIN_GREY_LEVELS)
+    return torch.cat(dragged).view(own.shape[:-1]) & (own.norm(dim=-1) > INLIER_DISTANCE_PX)
+
+
+def _read(images: torch.Tensor, points_xy: torch.Tensor) -> torch.Tensor:
+    """Return images (N, H, W) at points (N, P, K, 2), bilinear, those outside at the border."""
+    height, width = images.shape[-2:]
+    places = (points_xy + 0.5) * constant_on(images.device, [2 / width, 2 / height]) - 1
+    return F.grid_sample(images[:, None], places, padding_mode="border", align_corners=False)[:, 0]
