@@ -22,7 +22,8 @@ import torch
 from known_motion import source_images
 
 from mme_hf import build_tracker, compensate_camera_motion, grid_points
-from mme_hf.motion.camera_motion import camera_displacements, estimate_camera_of_flow, is_textured
+from mme_hf.motion import estimate_camera_of_flow
+from mme_hf.motion.camera_motion import camera_displacements, is_textured
 
 RESULTS = Path(__file__).parent / "results" / "camera_motion.md"
 HEIGHT, WIDTH = 192, 256

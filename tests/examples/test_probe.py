@@ -15,16 +15,16 @@ FLAGS |= {"probes": ["linear", "knn"], "num_seeds": 2, "num_train_views": 1, "nu
 
 
 @pytest.fixture(scope="module")
-def test_videos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("test_videos")
+def held_out_videos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("held_out_videos")
     for index, name in enumerate(("left", "right")):
         (root / name).mkdir()
         write_video(root / name / "a.mp4", moving_texture(8, 48, 64, velocity=(2.0 * index - 1, 0.0), seed=index))
     return root
 
 
-def test_a_table_results_and_features_that_are_computed_once(video_folder, test_videos, tmp_path, caplog):
-    flags = {**FLAGS, "train_dir": video_folder, "validation_dir": test_videos, "output_dir": tmp_path / "probe"}
+def test_a_table_results_and_features_that_are_computed_once(video_folder, held_out_videos, tmp_path, caplog):
+    flags = {**FLAGS, "train_dir": video_folder, "validation_dir": held_out_videos, "output_dir": tmp_path / "probe"}
     caplog.set_level(logging.INFO)
     run_script("probe", **flags)
     first = json.loads((tmp_path / "probe" / "results.json").read_text())
@@ -44,7 +44,7 @@ def test_a_table_results_and_features_that_are_computed_once(video_folder, test_
     assert again["probes"] == first["probes"]
 
     caplog.clear()  # the test videos are written anew, then the weights are others
-    (test_videos / "left" / "a.mp4").touch()
+    (held_out_videos / "left" / "a.mp4").touch()
     run_script("probe", **{**flags, "shots": 2, "probes": ["knn"]})
     assert "training videos, 1 clip each: read from the cache" in caplog.text
     assert "test videos, 3 clips each: computed" in caplog.text
@@ -55,7 +55,7 @@ def test_a_table_results_and_features_that_are_computed_once(video_folder, test_
     assert caplog.text.count("computed") == 2
 
 
-def test_an_attentive_probe_of_a_saved_model_leaves_bad_videos_out(video_folder, test_videos, tmp_path, caplog):
+def test_an_attentive_probe_of_a_saved_model_leaves_bad_videos_out(video_folder, held_out_videos, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     MMEForPreTraining(MMEConfig(image_size=32, num_frames=4, **sizes)).save_pretrained(tmp_path / "model")
@@ -69,7 +69,7 @@ def test_an_attentive_probe_of_a_saved_model_leaves_bad_videos_out(video_folder,
         "probe",
         model_name_or_path=tmp_path / "model",
         train_manifest=tmp_path / "train.csv",
-        validation_dir=test_videos,
+        validation_dir=held_out_videos,
         probes="attentive",
         num_seeds=1,
         max_bad_fraction=0.5,
@@ -101,16 +101,21 @@ def test_a_mistake_is_one_line(video_folder, tmp_path, flags, message):
 
 
 @pytest.mark.parametrize("unknown", [None, -1])
-def test_a_video_without_a_label_is_one_line(video_folder, test_videos, tmp_path, unknown):
+def test_a_video_without_a_label_is_one_line(video_folder, held_out_videos, tmp_path, unknown):
     videos = sorted(map(str, video_folder.rglob("*.mp4")))
     features = Features({"video": Video(), "label": ClassLabel(names=["left", "right"])})
     columns = {"video": videos[-2:], "label": [1, unknown]}
     (tmp_path / "set" / "data").mkdir(parents=True)
     Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "set" / "data" / "train-0.parquet")
-    flags = {**FLAGS, "dataset_name": tmp_path / "set", "validation_dir": test_videos, "output_dir": tmp_path / "probe"}
+    flags = {
+        **FLAGS,
+        "dataset_name": tmp_path / "set",
+        "validation_dir": held_out_videos,
+        "output_dir": tmp_path / "probe",
+    }
     stop_of_script("probe", r"^probe\.py: error: .* has videos without a label\. Leave them out", **flags)
 
 
-def test_more_shots_than_videos_is_one_line(video_folder, test_videos, tmp_path):
-    flags = {**FLAGS, "train_dir": video_folder, "validation_dir": test_videos, "output_dir": tmp_path / "probe"}
+def test_more_shots_than_videos_is_one_line(video_folder, held_out_videos, tmp_path):
+    flags = {**FLAGS, "train_dir": video_folder, "validation_dir": held_out_videos, "output_dir": tmp_path / "probe"}
     stop_of_script("probe", r"^probe\.py: error: shots \(4\) is more than the 3 training", **flags, shots=4)

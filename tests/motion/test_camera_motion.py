@@ -309,6 +309,26 @@ def test_background_that_a_flow_drags_along_is_put_back_and_what_frames_cannot_t
     assert torch.equal(moves, on_plain)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_an_object_that_leaves_the_frame_keeps_its_own_motion(side):
+    # What the flow says of it lies outside, where frames show nothing that could be compared.
+    pan, direction = (3.0, 0.0), {"left": -1, "right": 1}[side]
+    flow = flow_of(homography(pan=pan))
+    strip = (..., slice(20, 100), slice(0, 24) if side == "left" else slice(WIDTH - 24, WIDTH))
+    motion = torch.tensor([12.0 * direction, 0.0])
+    frames = torch.from_numpy(moving_texture(2, HEIGHT, WIDTH, velocity=pan))
+    other = torch.from_numpy(moving_texture(2, HEIGHT, WIDTH, velocity=tuple(motion.tolist()), seed=1))
+    frames, other = frames.permute(0, 3, 1, 2).clone(), other.permute(0, 3, 1, 2)
+    frames[0][strip] = other[0][strip]
+    rest = (..., slice(20, 100), slice(0, 12) if side == "left" else slice(WIDTH - 12, WIDTH))
+    frames[1][rest] = other[1][rest]
+    flow[strip] = motion[:, None, None]
+    own = compensate_camera_motion(flow, frames)[0]
+    # Nearer to the rest of its border, what is compared is half background.
+    inner = (..., slice(28, 92), slice(0, 16) if side == "left" else slice(WIDTH - 16, WIDTH))
+    assert (own[inner] - (motion - torch.tensor(pan))[:, None, None]).abs().max() < 0.01
+
+
 def known_tracks(matrix, num_steps=3):
     """Return tracks from two starts that a camera and an object make, and the object's points."""
     points = grid_points(HEIGHT, WIDTH).double().numpy()

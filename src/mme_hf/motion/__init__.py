@@ -5,7 +5,12 @@ A tracker that follows points through a dense flow needs only an `OpticalFlow` i
 """
 
 from ..trajectories_mme import TRACK_FILTERS, TRACKERS, build_tracker
-from .camera_motion import compensate_camera_motion, estimate_camera_motion, remove_camera_motion
+from .camera_motion import (
+    compensate_camera_motion,
+    estimate_camera_motion,
+    estimate_camera_of_flow,
+    remove_camera_motion,
+)
 from .dis import DISFlow
 from .farneback import FarnebackFlow
 from .flow_tracker import FlowTracker, build_ready_tracker, tracker_builder
@@ -39,6 +44,7 @@ __all__ = [
     "build_tracker",
     "compensate_camera_motion",
     "estimate_camera_motion",
+    "estimate_camera_of_flow",
     "extract_motion",
     "remove_camera_motion",
 ]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from ..point_tracking_mme import check_flow, check_tracked_frames, constant_on
 from ..trajectories_mme import Trajectories, grid_points, is_inside
 from .background_fit import BACKENDS, INLIER_DISTANCE_PX, NUM_HYPOTHESES, Backend, Matches, fit_background
+from .patches import read_patches, square_offsets
 
 # Hypotheses times points at once: on a CPU what stays in its cache takes two thirds of the time.
 MAX_CHUNK_ELEMENTS = {"cpu": 2**19, "cuda": 2**23}
@@ -22,10 +23,11 @@ MIN_TEXTURE = 0.5
 MIN_TEXTURE_SHARE = 0.002
 # Texture is averaged over 7 px; looked at every 4 px it costs a fifth of looking everywhere.
 TEXTURE_SPACING_PX = 4
-# A point whose flow says that it moves on its own is looked at again: 5 x 5 pixels around it, 2 px apart. It moves with
-# the camera if that explains them better than its flow, by a tenth and half a grey value: enough to leave plain
-# surfaces, where both explain them alike, to the flow.
-PATCH_OFFSETS_PX = (-4, -2, 0, 2, 4)
+# A point whose flow says that it moves on its own is looked at again: 3 x 3 pixels around it, 3 px apart (5 x 5 tell no
+# more). It moves with the camera if that explains them better than its flow, by a tenth and half a grey value: enough
+# to leave plain surfaces, where both explain them alike, to the flow.
+SAMPLES_PER_SIDE = 3
+SAMPLE_SPACING_PX = 3.0
 MAX_ERROR_RATIO = 0.9
 MIN_GAIN_GREY_LEVELS = 0.5
 
@@ -96,16 +98,20 @@ def estimate_camera_motion(
 def estimate_camera_of_flow(
     flow: torch.Tensor, frames: torch.Tensor | None = None, *, backend: Backend = "torch"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `estimate_camera_motion` of the pixels of a grid that stay in the frame.
+    """Return `estimate_camera_motion` of a flow, read on a grid of its pixels.
 
     Args:
-        flow: See `compensate_camera_motion`; not empty.
-        frames: See `compensate_camera_motion`.
+        flow: Motion from each frame to the next in pixels, x then y, shape (..., T, 2, H, W).
+        frames: The frames, uint8 RGB, shape (..., T + 1, 3, H, W); see `compensate_camera_motion`.
         backend: See `estimate_camera_motion`.
 
     Returns:
-        Homographies, shape (..., T, 3, 3), and whether one is found, shape (..., T).
+        Homographies in pixels, shape (..., T, 3, 3), and whether one is found, shape (..., T).
+
+    Raises:
+        ValueError: If shapes disagree, frames are not uint8, or the backend is unknown.
     """
+    _check_flow_and_frames(flow, frames)
     height, width = frame_size = (flow.shape[-2], flow.shape[-1])
     stride = max(1, round(max(frame_size) / NUM_GRID_CELLS))
     places = slice(stride // 2, None, stride)
@@ -125,7 +131,7 @@ def compensate_camera_motion(
     """Return the flow without the motion of the camera: what moves against the background.
 
     The camera's displacement of every pixel, H(p) - p, is subtracted exactly. Where no camera motion is found the flow
-    comes back unchanged and the number of such pairs is logged as a warning; `estimate_camera_motion` tells which.
+    comes back unchanged and the number of such pairs is logged as a warning; `estimate_camera_of_flow` tells which.
     With frames, pixels that they show to move with the camera, though their flow is that of an object nearby, get 0.
 
     Args:
@@ -140,15 +146,7 @@ def compensate_camera_motion(
     Raises:
         ValueError: If shapes disagree, frames are not uint8, or the backend is unknown.
     """
-    check_flow(flow)
-    height, width = frame_size = (flow.shape[-2], flow.shape[-1])
-    lead = flow.shape[:-3]
-    expected = (*lead[:-1], lead[-1] + 1, 3, *frame_size)
-    if frames is not None and (tuple(frames.shape) != expected or frames.dtype != torch.uint8):
-        raise ValueError(
-            f"frames have shape {tuple(frames.shape)} and dtype {frames.dtype}; for this flow they must be {expected} "
-            "and torch.uint8."
-        )
+    _check_flow_and_frames(flow, frames)
     flow = flow.detach().to(torch.float32)
     if not flow.numel():
         return flow
@@ -156,12 +154,12 @@ def compensate_camera_motion(
     if not found.all():
         message = "No camera motion found in %d of %d pairs of frames; their flow is unchanged."
         logger.warning(message, int((~found).sum()), found.numel())
-    pixels = grid_points(height, width, 1).to(flow.device)
+    pixels = grid_points(*flow.shape[-2:], 1).to(flow.device)
     of_camera = camera_displacements(homographies, pixels)
     own = flow.flatten(-2).transpose(-1, -2) - of_camera
     if frames is not None:
-        first = constant_on(frames.device, range(lead[-1])).expand(lead)
-        dragged = _is_dragged(frames, first, pixels.expand(own.shape), own, of_camera) & found[..., None]
+        begins_in = torch.arange(flow.shape[-4], device=frames.device).expand(flow.shape[:-3])
+        dragged = _is_dragged(frames, begins_in, pixels.expand(own.shape), own, of_camera) & found[..., None]
         own = own.masked_fill(dragged[..., None], 0.0)
     return own.transpose(-1, -2).reshape(flow.shape)
 
@@ -197,13 +195,13 @@ def remove_camera_motion(
     from_xy, to_xy = positions[..., :-1, :, :], positions[..., 1:, :, :]
     usable = tracks.is_visible[..., :-1, :] & tracks.is_visible[..., 1:, :]
     if frames is not None:
-        usable = usable & _is_textured_at(from_xy, tracks.frame_size, frames, start_frames)
+        begins_in = _frames_of_steps(tracks, frames, start_frames)
+        usable = usable & _read_texture(is_textured(frames)[..., begins_in, :, :], from_xy)
     homographies, found = estimate_camera_motion(from_xy, to_xy, usable, frame_size=tracks.frame_size, backend=backend)
     of_camera = camera_displacements(homographies, from_xy) * found.all(-1)[..., None, None, None]
     own = (to_xy - from_xy) - of_camera
     if frames is not None:
-        first = constant_on(frames.device, start_frames)[:, None] + torch.arange(own.shape[-3], device=frames.device)
-        dragged = _is_dragged(frames, first.expand(own.shape[:-2]), from_xy, own, of_camera)
+        dragged = _is_dragged(frames, begins_in.expand(own.shape[:-2]), from_xy, own, of_camera)
         own = own.masked_fill((dragged & found.all(-1)[..., None, None])[..., None], 0.0)
     first = positions[..., :1, :, :]
     moved = torch.cat([first, first + own.cumsum(dim=-3)], dim=-3)
@@ -247,6 +245,17 @@ def is_textured(frames: torch.Tensor) -> torch.Tensor:
     return (smaller > limit[:, None, None]).view(*frames.shape[:-3], *smaller.shape[-2:])
 
 
+def _check_flow_and_frames(flow: torch.Tensor, frames: torch.Tensor | None) -> None:
+    check_flow(flow)
+    lead, (num_pairs, _, height, width) = flow.shape[:-4], flow.shape[-4:]
+    expected = (*lead, num_pairs + 1, 3, height, width)
+    if frames is not None and (tuple(frames.shape) != expected or frames.dtype != torch.uint8):
+        raise ValueError(
+            f"frames have shape {tuple(frames.shape)} and dtype {frames.dtype}; for this flow they must be {expected} "
+            "and torch.uint8."
+        )
+
+
 def _read_texture(textured: torch.Tensor, points_xy: torch.Tensor) -> torch.Tensor:
     """Return what `is_textured` (..., rows, columns) says of points (..., P, 2), those outside read at the border."""
     rows, columns = textured.shape[-2:]
@@ -254,29 +263,27 @@ def _read_texture(textured: torch.Tensor, points_xy: torch.Tensor) -> torch.Tens
     return textured.flatten(-2).gather(-1, y.clamp(0, rows - 1) * columns + x.clamp(0, columns - 1))
 
 
-def _is_textured_at(
-    points_xy: torch.Tensor, frame_size: tuple[int, int], frames: torch.Tensor, start_frames: Sequence[int] | None
-) -> torch.Tensor:
-    """Return `is_textured` of `frames` at points (..., S, L, P, 2), step l of start s being in frame s + l."""
-    num_starts, num_steps = points_xy.shape[-4:-2]
+def _frames_of_steps(tracks: Trajectories, frames: torch.Tensor, start_frames: Sequence[int] | None) -> torch.Tensor:
+    """Return the number of the frame that each step of each start begins in, shape (S, L)."""
+    num_starts, num_steps = tracks.points_xy.shape[-4], tracks.num_steps
     if start_frames is None or len(start_frames) != num_starts:
         raise ValueError(f"start_frames ({start_frames}) must name the {num_starts} frames that the tracks start at.")
-    if tuple(frames.shape[-2:]) != tuple(frame_size) or frames.shape[:-4] != points_xy.shape[:-4]:
-        raise ValueError(f"frames have shape {tuple(frames.shape)}; the tracks are of {frame_size} (height x width).")
+    if tuple(frames.shape[-2:]) != tuple(tracks.frame_size) or frames.shape[:-4] != tracks.points_xy.shape[:-4]:
+        raise ValueError(
+            f"frames have shape {tuple(frames.shape)}; the tracks are of {tracks.frame_size} (height x width)."
+        )
     check_tracked_frames(frames.shape[-4], start_frames, num_steps)
-    wanted = constant_on(frames.device, start_frames)[:, None]
-    wanted = wanted + torch.arange(num_steps, device=frames.device)
-    return _read_texture(is_textured(frames)[..., wanted, :, :], points_xy)
+    return constant_on(frames.device, start_frames)[:, None] + torch.arange(num_steps, device=frames.device)
 
 
 def _is_dragged(
-    frames: torch.Tensor, first: torch.Tensor, from_xy: torch.Tensor, own: torch.Tensor, of_camera: torch.Tensor
+    frames: torch.Tensor, begins_in: torch.Tensor, from_xy: torch.Tensor, own: torch.Tensor, of_camera: torch.Tensor
 ) -> torch.Tensor:
     """Return which points the frames show to move with the camera, though by their flow they do not.
 
     Args:
         frames: uint8 RGB, shape (..., T, 3, H, W).
-        first: Frame that each step begins in, shape (..., *steps).
+        begins_in: Number of the frame that each step begins in, shape (..., *steps).
         from_xy: Points there, shape (..., *steps, P, 2).
         own: Their motion less that of the camera, same shape.
         of_camera: Motion of the camera at these points, same shape.
@@ -284,27 +291,20 @@ def _is_dragged(
     Returns:
         bool, shape (..., *steps, P).
     """
-    clips, (num_frames, *_) = frames.shape[:-4], frames.shape[-4:]
+    clips, num_frames, frame_size = frames.shape[:-4], frames.shape[-4], tuple(frames.shape[-2:])
     grey = frames.flatten(0, -4).to(torch.float32).mean(1)
     of_clip = torch.arange(clips.numel(), device=frames.device) * num_frames
-    indices = (first.reshape(clips.numel(), -1) + of_clip[:, None]).flatten()
+    indices = (begins_in.reshape(clips.numel(), -1) + of_clip[:, None]).flatten()
     points, *motions = (values.reshape(-1, *values.shape[-2:]) for values in (from_xy, own + of_camera, of_camera))
-    offset = constant_on(frames.device, [float(value) for value in PATCH_OFFSETS_PX])
-    offsets = torch.cartesian_prod(offset, offset)
+    offsets = square_offsets(SAMPLES_PER_SIDE, SAMPLE_SPACING_PX, frames.device)
     step = max(1, MAX_CHUNK_ELEMENTS.get(frames.device.type, 2**19) // (len(offsets) * max(1, points.shape[1])))
     dragged = []
     for index, at, flow, camera in zip(*(values.split(step) for values in (indices, points, *motions)), strict=True):
-        patch = at[..., None, :] + offsets  # (pairs, P, pixels, 2)
-        here, there = _read(grey[index], patch), grey[index + 1]
+        here = read_patches(grey[index], at, offsets, frame_size)  # (pairs, P, K)
         by_flow, by_camera = (
-            (_read(there, patch + motion[..., None, :]) - here).abs().mean(-1) for motion in (flow, camera)
+            (read_patches(grey[index + 1], at + motion, offsets, frame_size) - here).abs().mean(-1)
+            for motion in (flow, camera)
         )
-        dragged.append(by_camera < MAX_ERROR_RATIO * by_flow - MIN_GAIN_GREY_LEVELS)
+        seen = is_inside(at + flow, frame_size) & is_inside(at + camera, frame_size)
+        dragged.append(seen & (by_camera < MAX_ERROR_RATIO * by_flow - MIN_GAIN_GREY_LEVELS))
     return torch.cat(dragged).view(own.shape[:-1]) & (own.norm(dim=-1) > INLIER_DISTANCE_PX)
-
-
-def _read(images: torch.Tensor, points_xy: torch.Tensor) -> torch.Tensor:
-    """Return images (N, H, W) at points (N, P, K, 2), bilinear, those outside at the border."""
-    height, width = images.shape[-2:]
-    places = (points_xy + 0.5) * constant_on(images.device, [2 / width, 2 / height]) - 1
-    return F.grid_sample(images[:, None], places, padding_mode="border", align_corners=False)[:, 0]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..trajectories_mme import Trajectories, is_inside
+from .patches import read_patches, square_offsets
 
 # What is done to displacements, (x, y) rows of a matrix, before asking whether they fit the frames better.
 ALTERATIONS: Mapping[str, tuple[tuple[float, float], tuple[float, float]]] = {
@@ -109,9 +110,6 @@ def moving_patches(
 
 def _patches(grey: torch.Tensor, points_xy: torch.Tensor, *, centred: bool = True) -> torch.Tensor:
     """Return 8 x 8 samples of a frame (H, W), 1 px apart, around points (P, 2), shape (P, 64)."""
-    height, width = grey.shape
-    offset = torch.arange(PATCH_SIDE, device=grey.device) - (PATCH_SIDE - 1) / 2
-    offsets = torch.stack(torch.meshgrid(offset, offset, indexing="xy"), dim=-1).flatten(0, 1)
-    places = (points_xy[:, None] + offsets + 0.5) * (2 / points_xy.new_tensor([width, height])) - 1
-    patches = F.grid_sample(grey[None, None], places[None], padding_mode="border", align_corners=False)[0, 0]
+    offsets = square_offsets(PATCH_SIDE, 1.0, grey.device)
+    patches = read_patches(grey[None], points_xy[None], offsets, tuple(grey.shape))[0]
     return patches - patches.mean(-1, keepdim=True) if centred else patches

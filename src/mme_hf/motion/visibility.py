@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
 from ..point_tracking_mme import constant_on
 from ..trajectories_mme import Trajectories, is_inside
+from .patches import read_patches, square_offsets
 
 # A patch is 4 x 4 samples of the frame at half size: 8 px wide, and half as noisy.
 SAMPLES_PER_SIDE = 4
@@ -38,19 +38,13 @@ def hide_lost_points(
         max_difference: Mean absolute difference that is allowed, as a share of the first patch's mean absolute
             deviation (plus 5 grey values).
     """
-    height, width = tracks.frame_size
     seen = [start + step for start in start_frames for step in range(tracks.num_steps + 1)]
     used = sorted(set(seen))
     place = constant_on(frames.device, [used.index(frame) for frame in seen])
     grey = _half_size_grey(frames.index_select(-4, constant_on(frames.device, used)))  # (..., U, H / 2, W / 2)
-    grey = grey.index_select(-3, place).flatten(0, -3)[:, None]  # (n, 1, H / 2, W / 2), n = ... S (L + 1)
-
-    offset = (torch.arange(SAMPLES_PER_SIDE, device=frames.device) - (SAMPLES_PER_SIDE - 1) / 2) * SAMPLE_SPACING_PX
-    offsets = torch.stack(torch.meshgrid(offset, offset, indexing="xy"), dim=-1).flatten(0, 1)
-    samples_xy = tracks.points_xy.flatten(0, -3)[:, :, None] + offsets  # (n, P, K, 2)
-    # grid_sample's coordinates span the frame's edges, -0.5 to W - 0.5, as -1 to 1, at any resolution.
-    samples_xy = (samples_xy + 0.5) * constant_on(frames.device, [2 / width, 2 / height]) - 1
-    patches = F.grid_sample(grey, samples_xy, padding_mode="border", align_corners=False)[:, 0]
+    grey = grey.index_select(-3, place).flatten(0, -3)  # (n, H / 2, W / 2), n = ... S (L + 1)
+    offsets = square_offsets(SAMPLES_PER_SIDE, SAMPLE_SPACING_PX, frames.device)
+    patches = read_patches(grey, tracks.points_xy.flatten(0, -3), offsets, tracks.frame_size)  # (n, P, K)
     patches = patches.unflatten(0, tracks.points_xy.shape[:-2])  # (..., S, L + 1, P, K)
     patches = patches - patches.mean(-1, keepdim=True)
     first = patches[..., :1, :, :]
