@@ -373,12 +373,12 @@ def test_features_of_a_layer_are_its_hidden_states():
         (-1, outputs.last_hidden_state),
         (2, outputs.last_hidden_state),
     ]:
-        assert torch.equal(model.get_video_features(clips(), pool="none", layer=layer), expected)
-        torch.testing.assert_close(model.get_video_features(clips(), layer=layer), expected.mean(1))
+        features = model.get_video_features(clips(), layer=layer)
+        assert torch.equal(features.last_hidden_state, expected)
+        torch.testing.assert_close(features.pooler_output, expected.mean(1))
+        assert features.hidden_states is None or layer not in (-1, 2)
     with pytest.raises(ValueError, match=r"layer \(3\) must be from -3 to 2"):
         model.get_video_features(clips(), layer=3)
-    with pytest.raises(ValueError, match=r"pool \('max'\) must be 'mean' or 'none'"):
-        model.get_video_features(clips(), pool="max")
 
 
 @pytest.mark.parametrize("layer", [1, -1])
@@ -387,14 +387,11 @@ def test_features_of_padded_clips_are_those_of_the_clips(layer):
     model = small_model(MMEModel)
     alone, batch = padded_batch("start", torch.nan)
     features = model.get_video_features(**batch, layer=layer)
-    expected = torch.cat([model.get_video_features(clip, layer=layer) for clip in alone])
-    torch.testing.assert_close(features, expected)
-    tokens = model.get_video_features(**batch, layer=layer, pool="none")
+    expected = [model.get_video_features(clip, layer=layer) for clip in alone]
+    torch.testing.assert_close(features.pooler_output, torch.cat([clip.pooler_output for clip in expected]))
     token_mask = model(**batch).token_mask
     assert token_mask.sum(1).tolist() == [2 * 4, 4 * 4]
-    torch.testing.assert_close(
-        tokens[0, token_mask[0]][None], model.get_video_features(alone[0], layer=layer, pool="none")
-    )
+    torch.testing.assert_close(features.last_hidden_state[0, token_mask[0]][None], expected[0].last_hidden_state)
 
 
 @torch.no_grad()
@@ -408,7 +405,8 @@ def test_outputs_of_layers_and_tuples():
     assert torch.equal(model(clips(), return_dict=False)[0], outputs.logits)
     model.config.return_dict = False
     assert torch.equal(model(clips())[0], outputs.logits)
-    assert model.mme.get_video_features(clips()).shape == (2, 16)
+    tokens, pooled = model.mme.get_video_features(clips())
+    assert (tokens.shape, pooled.shape) == ((2, 8, 16), (2, 16))
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

@@ -6,14 +6,14 @@ V = N - M visible, D features, S values predicted per token. Tokens are numbered
 """
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -289,39 +289,45 @@ class MMEModel(MMEPreTrainedModel):
             )
         return token_mask_from(frame_mask.to(pixel_values.device), self.config.tubelet_size, rows * columns)
 
+    @can_return_tuple
     def get_video_features(
         self,
         pixel_values: torch.Tensor,
-        pool: Literal["mean", "none"] = "mean",
         layer: int = -1,
         frame_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
         """Return features of whole clips.
 
         Args:
             pixel_values: Normalised frames, shape (batch_size, num_frames, num_channels, height, width).
-            pool: "mean" averages the tokens of a clip, real ones alone; "none" returns all.
             layer: Which block's output, from 1 to `num_hidden_layers`, or counted from the end; 0 is the first block's
                 input. That of the last one is after the final LayerNorm, the others are before any.
             frame_mask: True where a frame is real, as in `forward`.
+            **kwargs: As in `forward`.
 
         Returns:
-            Shape (batch_size, hidden_size), or (batch_size, num_tokens, hidden_size) without pooling.
+            `last_hidden_state`, tokens of that layer, shape (batch_size, num_tokens, hidden_size), and `pooler_output`,
+            the mean of each clip's tokens, real ones alone, shape (batch_size, hidden_size).
 
         Raises:
-            ValueError: If there is no such layer or pooling.
+            ValueError: If there is no such layer.
         """
         num_layers = self.config.num_hidden_layers
         if not -num_layers - 1 <= layer <= num_layers:
             raise ValueError(f"layer ({layer}) must be from {-num_layers - 1} to {num_layers}.")
-        if pool not in ("mean", "none"):
-            raise ValueError(f"pool ({pool!r}) must be 'mean' or 'none'.")
         is_last = layer in (-1, num_layers)
-        outputs = self(pixel_values, frame_mask=frame_mask, output_hidden_states=not is_last, return_dict=True)
+        if not is_last:
+            kwargs["output_hidden_states"] = True
+        kwargs["return_dict"] = True  # the decorator makes the tuple
+        outputs = self(pixel_values, frame_mask=frame_mask, **kwargs)
         tokens = outputs.last_hidden_state if is_last else outputs.hidden_states[layer]
-        if pool == "none":
-            return tokens
-        return mean_of_tokens(tokens, outputs.token_mask)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=tokens,
+            pooler_output=mean_of_tokens(tokens, outputs.token_mask),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
 
 class MMEDecoder(nn.Module):

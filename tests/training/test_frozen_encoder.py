@@ -51,12 +51,12 @@ def test_features_are_those_of_the_model_that_was_saved(tmp_path):
     pretraining = MMEForPreTraining(CONFIG).eval()
     loaded, processor = build_encoder(Arguments(model_name_or_path=save(pretraining, tmp_path / "pretraining")))
     assert not loaded.training and processor.num_frames == 4
-    expected = pretraining.mme.get_video_features(CLIPS)
-    torch.testing.assert_close(loaded.get_video_features(CLIPS), expected)
+    expected = pretraining.mme.get_video_features(CLIPS).pooler_output
+    torch.testing.assert_close(loaded.get_video_features(CLIPS).pooler_output, expected)
     # What the classifier averages, of which only the mean is normalised.
     classifier = MMEForVideoClassification(CONFIG).eval()
     loaded, _ = build_encoder(Arguments(model_name_or_path=save(classifier, tmp_path / "classifier")))
-    pooled = classifier.fc_norm(loaded.get_video_features(CLIPS))
+    pooled = classifier.fc_norm(loaded.get_video_features(CLIPS).pooler_output)
     torch.testing.assert_close(classifier.classifier(pooled), classifier(CLIPS).logits)
 
 
@@ -65,7 +65,7 @@ def test_a_videomae_is_an_encoder_too(tmp_path):
     videomae.save_pretrained(tmp_path)
     loaded, _ = build_encoder(Arguments(model_name_or_path=str(tmp_path)))
     expected = videomae.videomae(CLIPS).last_hidden_state.mean(1)
-    torch.testing.assert_close(loaded.get_video_features(CLIPS), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loaded.get_video_features(CLIPS).pooler_output, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_random_weights_are_a_seed_s():
@@ -99,8 +99,8 @@ def test_features_of_a_folder_are_those_of_each_video_alone(video_folder, tmp_pa
     assert tables["grid"].values.shape == (6, 6, 2, 16) and tables["grid"].values.dtype == torch.float16
     (batch,) = encoder.batches(records, views, [4])
     with torch.no_grad():
-        expected = model.mme.get_video_features(batch["pixel_values"], layer=1)
-        tokens = model.mme.get_video_features(batch["pixel_values"], layer=1, pool="none")
+        expected = model.mme.get_video_features(batch["pixel_values"], layer=1).pooler_output
+        tokens = model.mme.get_video_features(batch["pixel_values"], layer=1).last_hidden_state
     torch.testing.assert_close(tables["mean"].values[4], expected)
     # Two tubelets of 2 x 2 tokens.
     by_time = tokens.unflatten(1, (2, 4)).mean(2)

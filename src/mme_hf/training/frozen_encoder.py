@@ -206,7 +206,9 @@ class FrozenEncoder:
     def _forward(self, clips: torch.Tensor, pools: Sequence[str], max_tokens: int | None) -> dict[str, torch.Tensor]:
         clips = clips.to(self.accelerator.device, non_blocking=True)
         with self.accelerator.autocast():
-            tokens = self.model.get_video_features(clips, pool="none", layer=self.args.layer).float()
+            tokens = self.model.get_video_features(
+                clips, layer=self.args.layer, return_dict=True
+            ).last_hidden_state.float()
         grid = self.model.embeddings.patch_embeddings.token_grid(clips)
         pooled = {
             "mean": lambda: mean_of_tokens(tokens),
