@@ -47,6 +47,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--push_to_hub", action="store_true", help="Push the folder to the Hub.")
     parser.add_argument("--hub_model_id", help="Repository to push to. Default: the output folder's name.")
+    parser.add_argument("--hub_private_repo", action="store_true", help="Push to a private repository.")
     parser.add_argument("--hub_token", help="Token for the Hub. Default: the one you are logged in with.")
     return parser.parse_args(argv)
 
@@ -140,11 +141,12 @@ def main(argv: list[str] | None = None) -> None:
     try:
         args = parse_arguments(argv)
         repository = args.hub_model_id or Path(args.output_dir).resolve().name
+        hub_options = {"token": args.hub_token, "private": args.hub_private_repo}
         if args.push_to_hub:
-            repository = create_repository(repository, token=args.hub_token)
+            repository = create_repository(repository, **hub_options)
         print(summary(convert(args), args.output_dir))
         if args.push_to_hub:
-            print(f"pushed to   {push_folder(args.output_dir, repository, token=args.hub_token)}")
+            print(f"pushed to   {push_folder(args.output_dir, repository, **hub_options)}")
     except (ValueError, TypeError, OSError, PushError, StrictDataclassError) as error:
         sys.exit(f"convert_checkpoint.py: error: {' '.join(str(error).split())}")
 

@@ -101,7 +101,7 @@ class Extraction:
         }
         start_or_continue(self.output_dir, settings, is_main=is_main)
         if args.push_to_hub and is_main:
-            create_repository(self.repository, token=args.hub_token, kind="dataset")
+            self.repository = create_repository(self.repository, kind="dataset", **args.hub_options)
         self.accelerator.wait_for_everyone()
         self.bad_videos = self._bad_video_log()
         self.num_done = 0
@@ -149,7 +149,7 @@ class Extraction:
         for listing in sorted(self.output_dir.glob("bad_videos*.jsonl")):
             logger.info("bad videos are listed in %s", listing)
         if self.args.push_to_hub:
-            address = push_folder(self.output_dir, self.repository, token=self.args.hub_token, kind="dataset")
+            address = push_folder(self.output_dir, self.repository, kind="dataset", **self.args.hub_options)
             logger.info("pushed to %s", address)
 
     def _shards(self):

@@ -125,7 +125,7 @@ class Finetuning:
         self.bad_videos = self._bad_video_log(self.records, "bad_videos.jsonl")
         self.judge = self._judge_of(self.validation_records) if self.validation_records else None
         if args.push_to_hub and self.is_main:
-            self.repository = create_repository(self.repository, token=args.hub_token)
+            self.repository = create_repository(self.repository, **args.hub_options)
         if args.with_tracking:
             settings = {name: str(value) for name, value in public_settings(dataclasses.asdict(args)).items()}
             self.accelerator.init_trackers("mme_finetuning", config=settings)
@@ -199,9 +199,9 @@ class Finetuning:
             for log in filter(None, (self.bad_videos, self.judge and self.judge.bad_videos)):
                 if log.num_bad:
                     logger.info("%s listed in %s", counted(log.num_bad, "bad video"), log.path)
-            if self.args.push_to_hub:
-                logger.info("pushed to %s", push_folder(self.output_dir, self.repository, token=self.args.hub_token))
         self.accelerator.end_training()
+        if self.args.push_to_hub and self.is_main:
+            logger.info("pushed to %s", push_folder(self.output_dir, self.repository, **self.args.hub_options))
 
     def _judge_of(self, records: VideoRecords) -> Judge:
         args, views = self.args, self.args.validation_views

@@ -132,7 +132,7 @@ class Pretraining:
         if self.held_out_records:
             self.bad_held_out_videos = self._bad_video_log(self.held_out_records, "bad_held_out_videos.jsonl")
         if args.push_to_hub and is_main:
-            self.repository = create_repository(self.repository, token=args.hub_token)
+            self.repository = create_repository(self.repository, **args.hub_options)
         if args.with_tracking:
             settings = {name: str(value) for name, value in public_settings(dataclasses.asdict(args)).items()}
             self.accelerator.init_trackers("mme_pretraining", config=settings)
@@ -200,9 +200,9 @@ class Pretraining:
             for log in filter(None, (self.bad_videos, self.bad_held_out_videos)):
                 if log.num_bad:
                     logger.info("%s listed in %s", counted(log.num_bad, "bad video"), log.path)
-            if self.args.push_to_hub:
-                logger.info("pushed to %s", push_folder(self.output_dir, self.repository, token=self.args.hub_token))
         self.accelerator.end_training()
+        if self.args.push_to_hub and self.accelerator.is_main_process:
+            logger.info("pushed to %s", push_folder(self.output_dir, self.repository, **self.args.hub_options))
 
     def _bad_video_log(self, records: VideoRecords, name: str) -> BadVideoLog:
         return BadVideoLog.for_records(

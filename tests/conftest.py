@@ -11,6 +11,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import pytest
 import torch
+from hub_server import HubServer
+from hub_storage import User
 
 
 def moving_texture(num_frames: int, height: int, width: int, *, velocity=(1.0, 0.5), seed: int = 0) -> np.ndarray:
@@ -66,6 +68,36 @@ def direction_videos(tmp_path_factory) -> dict[str, Path]:
             frames = moving_texture(12, 32, 32, velocity=velocity, seed=first_seed + index)
             write_video(folder / f"clip_{index}.mp4", frames)
     return {"train_dir": root / "train", "validation_dir": root / "validation"}
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub of the test's own, for the client in this process and in those that it starts; nobody is logged in.
+
+    "hf_mine" is the token of user "me", "hf_reads" one of the same that may only read, "hf_yours" that of "you".
+    """
+    users = {"hf_mine": User("me"), "hf_reads": User("me", may_write=False), "hf_yours": User("you")}
+    home = tmp_path / "hf_home"
+    with HubServer(users) as server:
+        environment = {"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home)}
+        for name, value in {**environment, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}.items():
+            monkeypatch.setenv(name, value)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_TOKEN_PATH"):
+            monkeypatch.delenv(name, raising=False)
+        # What the client has read from its environment when it was imported.
+        constants = {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_TOKEN_PATH": str(home / "token"),
+        }
+        for name, value in constants.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", server.url)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
+        yield server
 
 
 @pytest.fixture(autouse=True)

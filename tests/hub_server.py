@@ -1,8 +1,8 @@
 """A Hub of the tests' own on the loopback interface: huggingface_hub's real client talks to it over HTTP.
 
-It answers as the true one does, as far as the client of version 1.31 to 2.4 asks: repositories that are created, written
-and read, public or private, files by LFS from a host of their own, ranges, revisions, and its errors. It knows nothing of
-xet. What it holds, `hub_storage.py` says.
+It answers as the true one does, as far as the client of versions 1.31 to 2.4 asks: repositories that are created,
+written and read, public or private, files by LFS on a host of their own, ranges, revisions, and its errors. It knows
+nothing of xet. What it holds, `hub_storage.py` says.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import base64
 import json
 import re
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from hub_storage import File, HubError, Repository, User, card_metadata, is_large
 
@@ -72,6 +71,8 @@ class Fault:
 class HubServer:
     """The Hub, as a context: `url` is its address, `repositories` what it holds, `requests` what it was asked.
 
+    A request is kept as "METHOD /path", and the range where it wants one.
+
     Args:
         users: Who is known, by token.
     """
@@ -99,11 +100,11 @@ class HubServer:
             server.server_close()
 
     def fail(self, pattern: str, what: str | int, times: int = 1) -> None:
-        """Let requests go wrong: `pattern` is searched in "METHOD /path", `what` is "drop" or a status."""
+        """Let requests go wrong: `pattern` is searched in its line, `what` is "drop" or a status."""
         self.faults.append(Fault(pattern, what, times))
 
     def asked(self, pattern: str) -> list[str]:
-        """Return the requests so far that `pattern` is found in, "METHOD /path"."""
+        """Return the requests so far that `pattern` is found in."""
         return [request for request in self.requests if re.search(pattern, request)]
 
     def fault_of(self, line: str) -> str | int | None:
@@ -142,10 +143,9 @@ class HubServer:
         repository = self.repositories.get((kind, name))
         if repository is None or not repository.may_be_read_by(request.user):
             # A stranger is not told whether it exists.
-            status, words = (
-                (401, "Invalid username or password.") if request.user is None else (404, "Repository not found")
-            )
-            raise HubError(status, words, "RepoNotFound")
+            if request.user is None:
+                raise HubError(401, "Invalid username or password.", "RepoNotFound")
+            raise HubError(404, "Repository not found", "RepoNotFound")
         if is_written:
             self._check_writer(request.user, name)
         return repository
@@ -331,7 +331,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         address = urlsplit(self.path)
-        fault = self.hub.fault_of(f"{self.command} {address.path}")
+        fault = self.hub.fault_of(f"{self.command} {address.path} {self.headers.get('Range', '')}".strip())
         # As the storage behind the true Hub, it wants to know the length first.
         size = int(self.headers.get("Content-Length", 0))
         is_dropped_early = fault == "drop" and size > 0

@@ -73,7 +73,7 @@ def start(
     output_dir: Path, *, launcher: tuple[str, ...] = (), script: Path = SCRIPT, **flags: object
 ) -> subprocess.Popen:
     """Start a small run in a process of its own."""
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
         [sys.executable, *launcher, *command_line(output_dir, script=script, **flags)],
         env=environment,

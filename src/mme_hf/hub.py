@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, RepoUrl, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import get_session
 
@@ -19,6 +20,7 @@ PUSHED = (
     "model.safetensors.index.json",
     "motion.png",
     "video_preprocessor_config.json",
+    "*_mme.py",
 )
 # What `examples/extract_trajectories.py` makes for others.
 PUSHED_TRACKS = ("README.md", "data/*.parquet")
@@ -29,31 +31,48 @@ class PushError(RuntimeError):
     """The Hub could not be reached, or refused."""
 
 
-def create_repository(repository: str, *, token: str | None = None, kind: Literal["model", "dataset"] = "model") -> str:
+def create_repository(
+    repository: str,
+    *,
+    token: str | None = None,
+    kind: Literal["model", "dataset"] = "model",
+    private: bool = False,
+) -> str:
     """Make sure that `repository` exists and may be written to, before a run begins that is to be pushed to it.
 
     Args:
         repository: "name" or "user/name".
         token: For the Hub; by default the one this machine is logged in with.
         kind: What the repository is to hold.
+        private: Whether it must be private: a new one is made so, a public one is refused.
 
     Returns:
         Its full name, "user/name", which is what it is loaded by.
 
     Raises:
-        PushError: If the Hub cannot be reached, or refuses the name or the token.
+        PushError: If the Hub cannot be reached, or refuses the name or the token, or the repository is public and was
+            not to be.
     """
+    api = HfApi(token=token)
     try:
-        return HfApi(token=token).create_repo(repository, repo_type=kind, exist_ok=True).repo_id
-    except _hub_errors() as error:
+        name = _existing_repository(api, repository, kind, private).repo_id
+        # An existing one is found without the right to write; that would show only after the run.
+        api.auth_check(name, repo_type=kind, write=True)
+    except (*_hub_errors(), PushError) as error:
         raise PushError(
-            f"hub_{kind}_id ({repository!r}) cannot be pushed to: {error}. Check the name, the network and the token "
-            "(hf auth login), or leave push_to_hub out."
+            f"hub_{kind}_id ({repository!r}) cannot be pushed to: {_in_one_line(error)}. Check the name, the network "
+            "and the token (hf auth login), or leave push_to_hub out."
         ) from error
+    return name
 
 
 def push_folder(
-    folder: str | Path, repository: str, *, token: str | None = None, kind: Literal["model", "dataset"] = "model"
+    folder: str | Path,
+    repository: str,
+    *,
+    token: str | None = None,
+    kind: Literal["model", "dataset"] = "model",
+    private: bool = False,
 ) -> str:
     """Upload what a run has made for others, and return the address of the repository.
 
@@ -62,20 +81,19 @@ def push_folder(
         repository: "name" or "user/name"; made if it does not exist.
         token: For the Hub; by default the one this machine is logged in with.
         kind: What the repository holds.
+        private: Whether it must be private, as in `create_repository`.
 
     Raises:
         PushError: If it fails; the folder stays as it is, and the message says how to push it later.
     """
     api = HfApi(token=token)
-    pushed = list(_KINDS[kind])
     try:
-        url = api.create_repo(repository, repo_type=kind, exist_ok=True)
-        api.upload_folder(repo_id=url.repo_id, repo_type=kind, folder_path=folder, allow_patterns=pushed)
-    except _hub_errors() as error:
-        included = " ".join(f"--include '{pattern}'" for pattern in pushed)
+        url = _existing_repository(api, repository, kind, private)
+        api.upload_folder(repo_id=url.repo_id, repo_type=kind, folder_path=folder, allow_patterns=list(_KINDS[kind]))
+    except Exception as error:  # the client's uploading threads let through errors of any kind, hf_xet's for one
         raise PushError(
-            f"pushing to {repository} failed: {error}. Everything is still in {folder}; push it later with: "
-            f"hf upload {repository} {folder} {included}{' --repo-type dataset' if kind == 'dataset' else ''}"
+            f"pushing to {repository} failed: {_in_one_line(error)}. Everything is still in {folder}; push it later "
+            f"with: {_upload_command(folder, repository, kind, private)}"
         ) from error
     return str(url)
 
@@ -92,7 +110,28 @@ def download_tracks(repository: str) -> Path:
     try:
         return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=list(PUSHED_TRACKS)))
     except _hub_errors() as error:
-        raise OSError(f"data set {repository!r} cannot be fetched from the Hub: {error}") from error
+        raise OSError(f"data set {repository!r} cannot be fetched from the Hub: {_in_one_line(error)}") from error
+
+
+def _existing_repository(api: HfApi, repository: str, kind: str, private: bool) -> RepoUrl:
+    # None rather than False: some organisations make all that is new private.
+    url = api.create_repo(repository, repo_type=kind, private=private or None, exist_ok=True)
+    if private and not api.repo_info(url.repo_id, repo_type=kind).private:
+        raise PushError(f"hub_private_repo is on, but {url.repo_id} exists and is public")
+    return url
+
+
+def _upload_command(folder: str | Path, repository: str, kind: str, private: bool) -> str:
+    words = ["hf", "upload", repository, str(folder)]
+    words += [word for pattern in _KINDS[kind] for word in ("--include", pattern)]
+    words += ["--repo-type", "dataset"] if kind == "dataset" else []
+    return shlex.join(words + (["--private"] if private else []))
+
+
+def _in_one_line(error: BaseException) -> str:
+    # A failed upload names the file, and only its cause why. The cause of a refusal just says it again.
+    reasons = [error] if isinstance(error, HfHubHTTPError) else [error, error.__cause__]
+    return ": ".join(dict.fromkeys(" ".join(str(reason).split()).rstrip(".") for reason in reasons if reason))
 
 
 def _hub_errors() -> tuple[type[Exception], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..video import check_backend
 from .parsing import check_one_source, check_report_to, check_smallest, flag, mapping_of
@@ -112,7 +113,21 @@ class ModelArguments:
 
 
 @dataclass
-class LoopArguments:
+class PushArguments:
+    """Whether the result is published, and how."""
+
+    push_to_hub: bool = flag(False, "Push the result to the Hub.")
+    hub_private_repo: bool = flag(False, "Push to a private repository: a new one is made so, a public one is refused.")
+    hub_token: str | None = flag(None, "Token for the Hub. Default: the one you are logged in with.")
+
+    @property
+    def hub_options(self) -> dict[str, Any]:
+        """What the functions of `mme_hf.hub` are to know of these flags."""
+        return {"token": self.hub_token, "private": self.hub_private_repo}
+
+
+@dataclass
+class LoopArguments(PushArguments):
     """How a model is trained, and what is kept; of every script that trains one."""
 
     output_dir: str = flag("outputs/pretrain", "Folder for the model, checkpoints, logs and reports.")
@@ -136,9 +151,7 @@ class LoopArguments:
     logging_steps: int = flag(1, "Updates between two logged values.")
     with_tracking: bool = flag(True, "Log to report_to; --no_with_tracking turns it off.")
     report_to: str = flag("tensorboard", "Tracker of accelerate: tensorboard, wandb, ...")
-    push_to_hub: bool = flag(False, "Push the result to the Hub.")
     hub_model_id: str | None = flag(None, "Repository to push to. Default: the output folder's name.")
-    hub_token: str | None = flag(None, "Token for the Hub. Default: the one you are logged in with.")
 
     def check_loop(self) -> None:
         """Raise ValueError if a flag of this class has a value that it cannot have, alone or beside the data's."""
@@ -217,7 +230,7 @@ class PretrainingArguments(TrainingArguments, ModelArguments, DataArguments):
 
 
 @dataclass
-class ExtractionArguments:
+class ExtractionArguments(PushArguments):
     """Everything that `examples/extract_trajectories.py` can be told."""
 
     dataset_name: str | None = flag(None, "HF data set with a Video column: a name on the Hub or a local folder.")
@@ -233,9 +246,7 @@ class ExtractionArguments:
     reader: str = flag("auto", "Video reader: auto, decord, pyav or torchcodec.")
     max_bad_fraction: float = flag(0.05, "Stop once a larger share of the videos cannot be read.")
     on_bad_video: str = flag("skip", "'skip' counts and lists unreadable videos; 'error' stops at the first.")
-    push_to_hub: bool = flag(False, "Push the data set to the Hub.")
     hub_dataset_id: str | None = flag(None, "Data set to push to. Default: the output folder's name.")
-    hub_token: str | None = flag(None, "Token for the Hub. Default: the one you are logged in with.")
     config: str | None = flag(None, "YAML recipe; flags on the command line win over it.")
 
     def __post_init__(self):
