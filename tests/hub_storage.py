@@ -33,7 +33,7 @@ class User:
 
 @dataclass(frozen=True)
 class File:
-    content: bytes
+    content: bytes = field(repr=False)
     is_large: bool
 
     @property

@@ -1,67 +1,225 @@
-"""Pushing, as far as it goes without a Hub."""
+"""Models, processors and tracks go to a Hub and come back: the real client, over HTTP, to a server of the tests' own."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import HfApi, RepoUrl
-from huggingface_hub.utils import filter_repo_objects
+import torch
+from hub_storage import File
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
+from mme_hf import MMEConfig, MMEForPreTraining, MMEModel, MMEVideoProcessor
+from mme_hf.data import StoredTracks
+from mme_hf.data.stored_tracks import shard_path, write_shard
 from mme_hf.hub import PushError, create_repository, download_tracks, push_folder
 
+SMALL = {
+    "image_size": 16,
+    "patch_size": 8,
+    "num_frames": 4,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "decoder_hidden_size": 16,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 16,
+}
+STORED = "[0-9a-f]{64}"  # how a large file is called where it is stored
 
-@pytest.fixture(autouse=True)
-def _no_hub(monkeypatch):
-    """Send every request to a port of this machine at which nobody listens."""
-    monkeypatch.setattr("huggingface_hub.hf_api.ENDPOINT", "http://127.0.0.1:9", raising=False)
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return MMEForPreTraining(MMEConfig(**SMALL))
+
+
+@pytest.fixture
+def run_folder(model, tmp_path):
+    """What a run leaves: what is for others, and what is not."""
+    folder = tmp_path / "a run"
+    model.save_pretrained(folder)
+    MMEVideoProcessor(num_frames=4, frame_stride=3).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- video\n---\n# A model\n")
+    (folder / "modeling_mme.py").write_text("# remote code\n")
+    for name in ("bad_videos.jsonl", "motion_health.json", "last/model.safetensors", "logs/events", "step_3/random.pkl"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("/home/me/videos")
+    return folder
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """Let the client try again at once, not after seconds."""
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr("huggingface_hub.file_download.time", SimpleNamespace(sleep=lambda seconds: None))
+
+
+def assert_same_weights(model, other):
+    expected, actual = model.state_dict(), other.state_dict()
+    assert actual.keys() == expected.keys()
+    for name, values in expected.items():
+        torch.testing.assert_close(actual[name], values, rtol=0, atol=0)
+
+
+def test_a_pushed_run_is_loaded_by_its_name_and_holds_nothing_of_this_machine(hub, model, run_folder):
+    assert create_repository("mine", token="hf_mine") == "me/mine"
+    assert push_folder(run_folder, "me/mine", token="hf_mine") == f"{hub.url}/me/mine"
+    pushed = hub.repositories["model", "me/mine"].files()
+    own = {"README.md", "config.json", "model.safetensors", "modeling_mme.py", "video_preprocessor_config.json"}
+    assert set(pushed) == own | {".gitattributes"}
+    assert pushed["model.safetensors"].is_large and hub.asked(f"PUT /{STORED}")
+    assert_same_weights(model, MMEForPreTraining.from_pretrained("me/mine"))
+    assert MMEVideoProcessor.from_pretrained("me/mine").frame_stride == 3
+    assert HfApi().model_info("me/mine").card_data.license == "apache-2.0"
+
+
+def test_models_and_processors_push_themselves(hub, model):
+    model.push_to_hub("me/mine", token="hf_mine")
+    MMEVideoProcessor(frame_stride=3).push_to_hub("me/mine", token="hf_mine")
+    assert_same_weights(model.mme, MMEModel.from_pretrained("me/mine"))
+    assert MMEVideoProcessor.from_pretrained("me/mine").frame_stride == 3
+    assert "mme" in hub.repositories["model", "me/mine"].content("config.json").decode()
+
+
+def test_every_revision_can_be_loaded(hub, model, run_folder):
+    push_folder(run_folder, "me/mine", token="hf_mine")
+    api = HfApi(token="hf_mine")
+    api.create_tag("me/mine", tag="v1")
+    first = api.model_info("me/mine").sha
+    later = MMEForPreTraining(MMEConfig(**SMALL))
+    later.push_to_hub("me/mine", token="hf_mine")
+    MMEForPreTraining(MMEConfig(**SMALL)).push_to_hub("me/mine", token="hf_mine", revision="trial")
+    assert_same_weights(later, MMEForPreTraining.from_pretrained("me/mine"))
+    for revision in ("v1", first):
+        assert_same_weights(model, MMEForPreTraining.from_pretrained("me/mine", revision=revision))
+    with pytest.raises(OSError, match="no-such-revision is not a valid git identifier"):
+        MMEModel.from_pretrained("me/mine", revision="no-such-revision")
+
+
+def test_a_private_repository_is_for_its_owner(hub, model, run_folder):
+    create_repository("me/secret", token="hf_mine", private=True)
+    push_folder(run_folder, "me/secret", token="hf_mine", private=True)
+    assert hub.repositories["model", "me/secret"].is_private
+    for token in (None, "hf_yours"):  # a stranger is not told that there is one
+        with pytest.raises(OSError, match="me/secret is not a local folder and is not a valid model identifier"):
+            MMEForPreTraining.from_pretrained("me/secret", token=token)
+    assert_same_weights(model, MMEForPreTraining.from_pretrained("me/secret", token="hf_reads"))
+    assert MMEVideoProcessor.from_pretrained("me/secret", token="hf_reads").frame_stride == 3
+
+
+@pytest.mark.parametrize("push", [create_repository, lambda name, **options: push_folder(".", name, **options)])
+def test_what_is_to_be_private_is_not_pushed_to_a_public_repository(hub, push):
+    create_repository("me/open", token="hf_mine")
+    with pytest.raises(PushError, match="hub_private_repo is on, but me/open exists and is public"):
+        push("me/open", token="hf_mine", private=True)
+    assert not hub.asked("POST .*/commit/")
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "reason"),
+    [
+        ("me/mine", None, "Invalid username or password"),
+        ("me/mine", "hf_wrong", "Invalid credentials in Authorization header"),
+        ("you/mine", "hf_mine", r'rights to write under the namespace "you"'),
+        # It exists and can be read, so only asking for the right to write tells.
+        ("me/old", "hf_reads", r'rights to write under the namespace "me"'),
+        ("no/such/name", "hf_mine", "no/such/name"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_a_name_that_cannot_be_pushed_to_is_an_error_before_the_run(hub, name, token, reason, kind):
+    create_repository("me/old", token="hf_mine", kind=kind)
+    with pytest.raises(PushError, match=rf"hub_{kind}_id \('{name}'\) cannot be pushed to: .*{reason}") as error:
+        create_repository(name, token=token, kind=kind)
+    assert "\n" not in str(error.value) and "leave push_to_hub out" in str(error.value)
+    assert token is None or token not in str(error.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_an_error_before_the_run(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(PushError, match=r"hub_model_id \('me/mine'\) cannot be pushed to: .*refused"):
+        create_repository("me/mine", token="hf_secret")
 
 
-def test_a_hub_that_cannot_be_reached_leaves_the_folder_and_says_how_to_push_later(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(
-        PushError, match=rf"pushing to me/mine failed: .*push it later with: hf upload me/mine {tmp_path}"
-    ):
-        push_folder(tmp_path, "me/mine", token="hf_secret")
-    assert (tmp_path / "config.json").exists()
+def test_a_connection_that_breaks_off_is_taken_up_again(hub, model, run_folder, no_waiting, monkeypatch):
+    hub.fail(f"PUT /{STORED}", "drop", times=2)
+    push_folder(run_folder, "me/mine", token="hf_mine")
+    assert len(hub.asked(f"PUT /{STORED}")) == 3
+    # What came is kept in pieces of 10 MB, more than this model has.
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+    hub.fail(f"GET /{STORED}", "drop")
+    assert_same_weights(model, MMEForPreTraining.from_pretrained("me/mine"))
+    half = (run_folder / "model.safetensors").stat().st_size // 2
+    whole, rest = hub.asked(f"GET /{STORED}")
+    assert rest == f"{whole} bytes={half // 1000 * 1000}-"
 
 
-def test_a_repository_is_called_by_its_full_name(monkeypatch):
-    def create_repo(self, name, **options):
-        return RepoUrl(f"https://huggingface.co/me/{name}")
+@pytest.mark.parametrize(
+    ("request_line", "what", "reason"),
+    [
+        (f"PUT /{STORED}", "drop", r"Error while uploading 'model\.safetensors' to the Hub: "),
+        (f"PUT /{STORED}", 403, r"Error while uploading 'model\.safetensors' to the Hub: .*403"),
+        ("POST .*/objects/batch", 500, "refused by the test with 500"),
+        ("POST .*/commit/", 413, "refused by the test with 413"),
+    ],
+)
+def test_a_push_that_fails_keeps_the_folder_and_says_how_to_push_it_later(
+    hub, model, run_folder, no_waiting, request_line, what, reason
+):
+    before = {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()}
+    hub.fail(request_line, what, times=100)
+    with pytest.raises(PushError, match=rf"^pushing to me/mine failed: .*{reason}.* is still in {run_folder}; ") as error:
+        push_folder(run_folder, "me/mine", token="hf_mine", private=True)
+    assert "\n" not in str(error.value) and "hf_mine" not in str(error.value)
+    assert {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()} == before
+    assert set(hub.repositories["model", "me/mine"].files()) == {".gitattributes"}  # nothing by halves
 
-    monkeypatch.setattr("mme_hf.hub.HfApi.create_repo", create_repo)
-    assert create_repository("mine") == "me/mine"
+    hub.faults.clear()
+    if what == 413:  # once is enough
+        command = shlex.split(str(error.value).split("with: ")[1])
+        assert command[:2] == ["hf", "upload"]
+        hf = Path(sys.executable).with_name("hf")
+        subprocess.run([hf, *command[1:], "--token", "hf_mine"], check=True, capture_output=True)
+    else:
+        push_folder(run_folder, "me/mine", token="hf_mine", private=True)
+    pushed = hub.repositories["model", "me/mine"]
+    assert set(pushed.files()) - {".gitattributes"} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "modeling_mme.py",
+        "video_preprocessor_config.json",
+    }
+    assert pushed.is_private
+    assert_same_weights(model, MMEForPreTraining.from_pretrained("me/mine", token="hf_mine"))
 
 
-@pytest.mark.parametrize("repository", ["me/mine", "no/such/name"])
-def test_a_name_that_cannot_be_pushed_to_is_an_error_before_the_run(repository):
-    with pytest.raises(
-        PushError, match=rf"hub_model_id \('{repository}'\) cannot be pushed to: .*leave push_to_hub out"
-    ):
-        create_repository(repository, token="hf_secret")
+def test_a_card_that_the_hub_refuses_fails_before_any_weights_are_sent(hub, run_folder):
+    (run_folder / "README.md").write_text("---\ntags: [video\n---\n")
+    with pytest.raises(PushError, match=r"pushing to me/mine failed: Invalid metadata in README\.md"):
+        push_folder(run_folder, "me/mine", token="hf_mine")
+    assert not hub.asked(f"PUT /{STORED}")
 
 
-def test_a_data_set_of_tracks_is_pushed_without_what_names_this_machine(tmp_path, monkeypatch):
-    (tmp_path / "data").mkdir()
-    for name in ("README.md", "data/train-00000.parquet", "data/.x.tmp", "extraction.json", "bad_videos.jsonl"):
-        (tmp_path / name).write_text("")
-    pushed = []
-
-    def upload(self, *, repo_id, repo_type, folder_path, allow_patterns):
-        files = (str(path.relative_to(folder_path)) for path in folder_path.rglob("*") if path.is_file())
-        pushed.append((repo_id, repo_type, sorted(filter_repo_objects(files, allow_patterns=allow_patterns))))
-
-    monkeypatch.setattr(
-        HfApi, "create_repo", lambda self, name, **_: RepoUrl(f"https://huggingface.co/datasets/{name}")
-    )
-    monkeypatch.setattr(HfApi, "upload_folder", upload)
-    assert push_folder(tmp_path, "me/tracks", kind="dataset").endswith("/datasets/me/tracks")
-    assert pushed == [("me/tracks", "dataset", ["README.md", "data/train-00000.parquet"])]
+def test_a_push_of_what_is_there_already_sends_nothing(hub, run_folder):
+    push_folder(run_folder, "me/mine", token="hf_mine")
+    commits = len(hub.repositories["model", "me/mine"].trees)
+    push_folder(run_folder, "me/mine", token="hf_mine")
+    assert len(hub.repositories["model", "me/mine"].trees) == commits
+    assert len(hub.asked(f"PUT /{STORED}")) == 1
 
 
-def test_a_data_set_that_cannot_be_pushed_or_fetched_says_so(tmp_path):
-    with pytest.raises(PushError, match=r"hub_dataset_id \('me/tracks'\) cannot be pushed to"):
-        create_repository("me/tracks", kind="dataset")
-    with pytest.raises(PushError, match=r"hf upload me/tracks .* --include 'data/\*\.parquet' --repo-type dataset"):
-        push_folder(tmp_path, "me/tracks", kind="dataset")
-    with pytest.raises(OSError, match="me/tracks"):
-        download_tracks("me/tracks")
+def test_a_model_that_is_cached_needs_no_hub(hub, model, run_folder, monkeypatch):
+    push_folder(run_folder, "me/mine", token="hf_mine")
+    MMEForPreTraining.from_pretrained("me/mine")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    asked = len(hub.requests)
+    assert_same_weights(model, MMEForPreTraining.from_pretrained("me/mine"))
+    assert len(hub.requests) == asked
