@@ -98,7 +98,12 @@ def motion_row(video: str | bytes, source: str, motion: StoredMotion, average_fp
 
 
 def bad_video_row(video: str | bytes, source: str, parameters: MotionParameters, cause: str) -> dict[str, Any]:
-    """Return the row of a video that cannot be read: a run then knows it for a bad one, not for one left out."""
+    """Return the row of a video that cannot be read: a run then knows it for a bad one, not for one left out.
+
+    Of a path that `cause` names only the last part is kept: tracks may be published.
+    """
+    if isinstance(video, str):
+        cause = cause.replace(video, Path(video).name)
     return {**_common(video, source, parameters), "error": cause, "motion": []}
 
 
