@@ -3,14 +3,13 @@
 import io
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import runs
 import scripts
+from datasets import load_dataset
 from huggingface_hub import HfApi
 
 from mme_hf import MMEForPreTraining, MMEForVideoClassification, MMEVideoProcessor
@@ -54,10 +53,11 @@ def test_tracks_and_what_was_trained_on_them_are_pushed_and_found_by_name(
     tracks = hub.repositories["dataset", "me/tracks"]
     assert set(tracks.files()) == {".gitattributes", "README.md", "data/train-00000.parquet"}
     assert_public(tracks)
-    code = "from datasets import load_dataset as load; s = load('me/tracks', split='train', streaming=True); "
-    code += "print(sorted(row['video'] for row in s))"
-    streamed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert eval(streamed) == sorted(path.name for path in videos.iterdir())
+    for name, value in {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": False}.items():
+        monkeypatch.setattr(f"datasets.config.{name}", value)
+    stream = load_dataset("me/tracks", split="train", streaming=True)
+    assert [row["video"] for row in stream] == sorted(path.name for path in videos.iterdir())
+    assert hub.asked("GET /[0-9a-f]{64} bytes=")
 
     flags = {"stored_tracks": "me/tracks", "hub_model_id": "learned", "hub_private_repo": "true"}
     flags |= {"max_train_steps": 2, "per_device_train_batch_size": 3, "held_out_fraction": 0.3}
