@@ -1,8 +1,8 @@
 """A Hub of the tests' own on the loopback interface: huggingface_hub's real client talks to it over HTTP.
 
 It answers as the true one does, as far as the client of versions 1.31 to 2.4 asks: repositories that are created,
-written and read, public or private, files by LFS on a host of their own, ranges, revisions, and its errors. It knows
-nothing of xet. What it holds, `hub_storage.py` says.
+written and read, public or private, files by LFS on a host of their own, ranges, revisions, and its errors. What it
+holds, `hub_storage.py` says. With a store for it (`hub_xet.py`) it also takes and gives files by xet.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from hub_storage import File, HubError, Repository, User, card_metadata, is_large
+from hub_xet import XetStore
 
 _REPOSITORY = r"/api/(?P<kind>model|dataset)s/(?P<name>[^/]+/[^/]+)"
 _FILES = r"/(?P<kind>datasets/)?(?P<name>[^/]+/[^/]+)"
@@ -81,6 +82,7 @@ class HubServer:
         self.users = users
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.large_files: dict[str, bytes] = {}
+        self.xet: XetStore | None = None
         self.requests: list[str] = []
         self.faults: list[Fault] = []
         self._lock = threading.Lock()
@@ -236,6 +238,15 @@ class HubServer:
         ]
         return Answer.of({"files": files})
 
+    @_route("GET", f"{_REPOSITORY}/xet-(?P<what>read|write)-token/[^/]+")
+    def _xet_access(self, request: Request, kind: str, name: str, what: str) -> Answer:
+        self._repository(request, kind, name, is_written=what == "write")
+        if self.xet is None:
+            raise HubError(404, "this Hub has no xet")
+        access = self.xet.access()
+        headers = {"X-Xet-Cas-Url": access["casUrl"], "X-Xet-Access-Token": access["accessToken"]}
+        return Answer.of(access, **headers, **{"X-Xet-Token-Expiration": str(access["exp"])})
+
     @_route("POST", f"{_FILES}\\.git/info/lfs/objects/batch")
     def _lfs_batch(self, request: Request, kind: str, name: str) -> Answer:
         self._repository(request, kind, name, is_written=True)
@@ -263,6 +274,8 @@ class HubServer:
         return Answer(headers={"ETag": f'"{sha256}"'})
 
     def _stored(self, sha256: str, size: int) -> File:
+        if self.xet and sha256 not in self.large_files:
+            self.large_files[sha256] = self.xet.read(sha256, size)
         content = self.large_files.get(sha256)
         if content is None or len(content) != size:
             raise HubError(400, f"LFS pointer pointed to a file that does not exist: {sha256}")
@@ -303,6 +316,9 @@ class HubServer:
         if not file.is_large:
             return _ranged(request, file.content, headers)
         headers |= {"X-Linked-ETag": f'"{file.sha256}"', "X-Linked-Size": str(len(file.content))}
+        if self.xet and (xet_hash := self.xet.hash_of(file.sha256)):
+            place = f"{self.url}/api/{repository.kind}s/{name}/xet-read-token/{commit}"
+            headers |= {"X-Xet-Hash": xet_hash, "Link": f'<{place}>; rel="xet-auth"'}
         return Answer(status=302, headers={**headers, "Location": f"{self.storage_url}/{file.sha256}?Signature=x"})
 
     @_route("GET", "/(?P<sha256>[0-9a-f]{64})")

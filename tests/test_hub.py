@@ -1,6 +1,5 @@
 """Models, processors and tracks go to a Hub and come back: the real client, over HTTP, to a server of the tests' own."""
 
-import json
 import shlex
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hub_storage import File
+from hub_xet import XetStore
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -199,6 +198,32 @@ def test_a_push_that_fails_keeps_the_folder_and_says_how_to_push_it_later(
     }
     assert pushed.is_private
     assert_same_weights(model, MMEForPreTraining.from_pretrained("me/mine", token="hf_mine"))
+
+
+@pytest.fixture
+def xet(hub, tmp_path, monkeypatch):
+    """The Hub with xet, which the client then prefers to LFS."""
+    pytest.importorskip("hf_xet", reason="without it the client sends large files by LFS")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    hub.xet = XetStore(tmp_path / "xet_store")
+    return hub
+
+
+def test_a_client_with_xet_sends_and_fetches_weights_by_it(xet, model, run_folder):
+    push_folder(run_folder, "me/mine", token="hf_mine")
+    assert_same_weights(model, MMEForPreTraining.from_pretrained("me/mine"))
+    assert xet.asked("xet-write-token") and xet.asked("xet-read-token")
+    assert not xet.asked(STORED)
+
+
+def test_a_push_that_fails_by_xet_keeps_the_folder_and_says_how_to_push_it_later(xet, model, run_folder):
+    xet.fail("xet-write-token", 403, times=100)
+    with pytest.raises(PushError, match=rf"^pushing to me/mine failed: .*403.* is still in {run_folder}; "):
+        push_folder(run_folder, "me/mine", token="hf_mine")
+    assert_same_weights(model, MMEForPreTraining.from_pretrained(run_folder))
+    xet.faults.clear()
+    push_folder(run_folder, "me/mine", token="hf_mine")
+    assert_same_weights(model, MMEForPreTraining.from_pretrained("me/mine"))
 
 
 def test_a_card_that_the_hub_refuses_fails_before_any_weights_are_sent(hub, run_folder):
