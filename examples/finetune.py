@@ -191,7 +191,7 @@ class Finetuning:
                 self._save_model(self.output_dir, self.best.weights)
                 self._save_model(self.output_dir / "last", last)
                 views = f"{self.args.num_eval_segments} x {self.args.num_eval_crops}"
-                what = {"views": views, "dataset": self.validation_records.name}
+                what = public_settings({"views": views, "dataset": self.validation_records.name})
                 results = {**dataclasses.asdict(self.best.result), **what}
                 (self.output_dir / "eval_results.json").write_text(json.dumps(results, indent=1) + "\n")
             (self.output_dir / "README.md").write_text(self._card(results), encoding="utf-8")

@@ -20,7 +20,7 @@ class XetStore:
         self.folder, self.url = folder, f"local://{folder}"
 
     def access(self) -> dict:
-        """Return what the Hub tells who wants to send or fetch files, for hf_xet and as headers."""
+        """Return what the Hub tells who wants to send or fetch files."""
         return {"accessToken": "xet", "exp": _FAR_FUTURE, "casUrl": self.url}
 
     def hash_of(self, sha256: str) -> str | None:
@@ -35,8 +35,9 @@ class XetStore:
         if own is None:
             return None
         with tempfile.TemporaryDirectory() as folder:
-            wanted = [hf_xet.PyXetDownloadInfo(f"{folder}/file", own, size)]
-            hf_xet.download_files(wanted, self.url, ("xet", _FAR_FUTURE), None, None)
+            access = {"endpoint": self.url, "token": "xet", "token_expiry_unix_secs": _FAR_FUTURE}
+            with hf_xet.XetSession().new_file_download_group(**access) as group:
+                group.start_download_file(hf_xet.XetFileInfo(own, size), f"{folder}/file")
             return Path(folder, "file").read_bytes()
 
     def _files(self) -> Iterator[tuple[str, str]]:

@@ -1,5 +1,7 @@
-"""Models, processors and tracks go to a Hub and come back: the real client, over HTTP, to a server of the tests' own."""
+"""Models, processors and tracks go to a Hub and come back: the real client, over HTTP, to a server of the tests."""
 
+import json
+import os
 import shlex
 import subprocess
 import sys
@@ -10,12 +12,12 @@ import pytest
 import torch
 from hub_xet import XetStore
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 
 from mme_hf import MMEConfig, MMEForPreTraining, MMEModel, MMEVideoProcessor
 from mme_hf.data import StoredTracks
-from mme_hf.data.stored_tracks import shard_path, write_shard
+from mme_hf.data.stored_tracks import bad_video_row, shard_path, write_shard
 from mme_hf.hub import PushError, create_repository, download_tracks, push_folder
+from mme_hf.motion import MotionParameters, build_tracker
 
 SMALL = {
     "image_size": 16,
@@ -46,7 +48,7 @@ def run_folder(model, tmp_path):
     MMEVideoProcessor(num_frames=4, frame_stride=3).save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- video\n---\n# A model\n")
     (folder / "modeling_mme.py").write_text("# remote code\n")
-    for name in ("bad_videos.jsonl", "motion_health.json", "last/model.safetensors", "logs/events", "step_3/random.pkl"):
+    for name in ("bad_videos.jsonl", "motion_health.json", "last/model.safetensors", "logs/events", "step_3/a.pkl"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("/home/me/videos")
     return folder
@@ -57,6 +59,14 @@ def no_waiting(monkeypatch):
     """Let the client try again at once, not after seconds."""
     monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
     monkeypatch.setattr("huggingface_hub.file_download.time", SimpleNamespace(sleep=lambda seconds: None))
+
+
+def push_later(error):
+    """Run the command that a message ends with, as one who is logged in."""
+    command = shlex.split(str(error).split("push it later with: ")[1])
+    assert command[:2] == ["hf", "upload"]
+    client = Path(sys.executable).with_name("hf")
+    subprocess.run([client, *command[1:]], check=True, capture_output=True, env={**os.environ, "HF_TOKEN": "hf_mine"})
 
 
 def assert_same_weights(model, other):
@@ -174,7 +184,8 @@ def test_a_push_that_fails_keeps_the_folder_and_says_how_to_push_it_later(
 ):
     before = {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()}
     hub.fail(request_line, what, times=100)
-    with pytest.raises(PushError, match=rf"^pushing to me/mine failed: .*{reason}.* is still in {run_folder}; ") as error:
+    message = rf"^pushing to me/mine failed: .*{reason}.* is still in {run_folder}; "
+    with pytest.raises(PushError, match=message) as error:
         push_folder(run_folder, "me/mine", token="hf_mine", private=True)
     assert "\n" not in str(error.value) and "hf_mine" not in str(error.value)
     assert {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()} == before
@@ -182,10 +193,7 @@ def test_a_push_that_fails_keeps_the_folder_and_says_how_to_push_it_later(
 
     hub.faults.clear()
     if what == 413:  # once is enough
-        command = shlex.split(str(error.value).split("with: ")[1])
-        assert command[:2] == ["hf", "upload"]
-        hf = Path(sys.executable).with_name("hf")
-        subprocess.run([hf, *command[1:], "--token", "hf_mine"], check=True, capture_output=True)
+        push_later(error.value)
     else:
         push_folder(run_folder, "me/mine", token="hf_mine", private=True)
     pushed = hub.repositories["model", "me/mine"]
@@ -226,6 +234,16 @@ def test_a_push_that_fails_by_xet_keeps_the_folder_and_says_how_to_push_it_later
     assert_same_weights(model, MMEForPreTraining.from_pretrained("me/mine"))
 
 
+def test_settings_that_only_this_machine_can_follow_are_not_published(hub, run_folder, tmp_path):
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    path = run_folder / "video_preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "motion_targets": [{"teacher": str(teacher)}]}))
+    with pytest.raises(PushError, match=rf"video_preprocessor_config\.json names {teacher}, which is on this machine"):
+        push_folder(run_folder, "me/mine", token="hf_mine")
+    assert not hub.repositories
+
+
 def test_a_card_that_the_hub_refuses_fails_before_any_weights_are_sent(hub, run_folder):
     (run_folder / "README.md").write_text("---\ntags: [video\n---\n")
     with pytest.raises(PushError, match=r"pushing to me/mine failed: Invalid metadata in README\.md"):
@@ -239,6 +257,41 @@ def test_a_push_of_what_is_there_already_sends_nothing(hub, run_folder):
     push_folder(run_folder, "me/mine", token="hf_mine")
     assert len(hub.repositories["model", "me/mine"].trees) == commits
     assert len(hub.asked(f"PUT /{STORED}")) == 1
+
+
+@pytest.fixture
+def tracks_folder(tmp_path):
+    """What an extraction leaves: a video that could not be read is the shortest one to store."""
+    parameters = MotionParameters.of(build_tracker("dis"))
+    row = bad_video_row(b"no video", "/home/me/videos/broken.mp4", parameters, "no video")
+    write_shard([row], shard_path(tmp_path / "tracks", 0))
+    for name in ("README.md", "extraction.json", "bad_videos.jsonl", "data/.train-00001.parquet.7.tmp"):
+        (tmp_path / "tracks" / name).write_text("")
+    return tmp_path / "tracks"
+
+
+def test_a_data_set_of_tracks_is_opened_by_its_name(hub, tracks_folder, monkeypatch):
+    url = push_folder(tracks_folder, "me/tracks", token="hf_mine", kind="dataset", private=True)
+    assert url == f"{hub.url}/datasets/me/tracks"
+    pushed = hub.repositories["dataset", "me/tracks"]
+    assert set(pushed.files()) == {".gitattributes", "README.md", "data/train-00000.parquet"}
+    with pytest.raises(ValueError, match=r"stored_tracks \('me/tracks'\) is no folder, and none on the Hub: .*401"):
+        StoredTracks("me/tracks")
+    monkeypatch.setenv("HF_TOKEN", "hf_reads")
+    assert len(StoredTracks("me/tracks")) == 1
+    fetched = len(hub.asked(f"GET /{STORED}"))
+    StoredTracks("me/tracks")
+    assert len(hub.asked(f"GET /{STORED}")) == fetched == 1
+    with pytest.raises(OSError, match="data set 'me/others' cannot be fetched from the Hub: 404"):
+        download_tracks("me/others")
+
+
+def test_a_data_set_that_cannot_be_pushed_says_how_to_push_it_later(hub, tracks_folder):
+    hub.fail("POST .*/commit/", 413)
+    with pytest.raises(PushError, match="push it later with: hf upload me/tracks ") as error:
+        push_folder(tracks_folder, "me/tracks", token="hf_mine", kind="dataset")
+    push_later(error.value)
+    assert set(hub.repositories["dataset", "me/tracks"].files()) > {"README.md", "data/train-00000.parquet"}
 
 
 def test_a_model_that_is_cached_needs_no_hub(hub, model, run_folder, monkeypatch):

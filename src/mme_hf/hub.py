@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub import HfApi, RepoUrl, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import get_session
+from huggingface_hub.utils import filter_repo_objects, get_session
 
 # What a run makes for others. Its logs name this machine, its reports name files on it.
 PUSHED = (
@@ -84,10 +86,12 @@ def push_folder(
         private: Whether it must be private, as in `create_repository`.
 
     Raises:
-        PushError: If it fails; the folder stays as it is, and the message says how to push it later.
+        PushError: If it fails, or a file would tell the path of something on this machine; the folder stays as it is,
+            and the message says how to push it later.
     """
     api = HfApi(token=token)
     try:
+        _check_names_nothing_local(Path(folder), _KINDS[kind])
         url = _existing_repository(api, repository, kind, private)
         api.upload_folder(repo_id=url.repo_id, repo_type=kind, folder_path=folder, allow_patterns=list(_KINDS[kind]))
     except Exception as error:  # the client's uploading threads let through errors of any kind, hf_xet's for one
@@ -111,6 +115,22 @@ def download_tracks(repository: str) -> Path:
         return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=list(PUSHED_TRACKS)))
     except _hub_errors() as error:
         raise OSError(f"data set {repository!r} cannot be fetched from the Hub: {_in_one_line(error)}") from error
+
+
+def _check_names_nothing_local(folder: Path, patterns: Sequence[str]) -> None:
+    """Refuse JSON with the path of something on this machine, such as a target's teacher: nobody else could load it."""
+    for name in filter_repo_objects(sorted(path.name for path in folder.glob("*.json")), allow_patterns=patterns):
+        for words in _strings_in(json.loads((folder / name).read_text(encoding="utf-8"))):
+            if Path(words).is_absolute() and Path(words).exists():
+                raise PushError(f"{name} names {words}, which is on this machine alone. Put a Hub name there instead")
+
+
+def _strings_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings_in(item)
 
 
 def _existing_repository(api: HfApi, repository: str, kind: str, private: bool) -> RepoUrl:

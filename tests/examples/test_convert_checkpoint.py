@@ -120,6 +120,15 @@ def test_label_names_must_be_as_many_as_classes(script):
         script.set_label_names(MMEConfig(num_labels=2), ["a", "a"])
 
 
+def test_what_was_converted_is_pushed(script, classifier, tmp_path, hub, capsys):
+    flags = ["--push_to_hub", "--hub_model_id", "converted", "--hub_private_repo", "--hub_token", "hf_mine"]
+    script.main([str(classifier), "--output_dir", str(tmp_path / "out"), "--config_overrides", OVERRIDES, *flags])
+    assert f"pushed to   {hub.url}/me/converted" in capsys.readouterr().out
+    assert hub.repositories["model", "me/converted"].is_private
+    model = MMEForVideoClassification.from_pretrained("me/converted", token="hf_mine")
+    assert model.config.hidden_size == WIDTH
+
+
 def test_an_unreachable_hub_is_told_before_any_work(script, classifier, tmp_path):
     flags = ["--output_dir", str(tmp_path / "out"), "--push_to_hub", "--hub_model_id", "me/mine", "--hub_token", "hf_s"]
     with pytest.raises(SystemExit, match=r"hub_model_id \('me/mine'\) cannot be pushed to"):

@@ -1,4 +1,4 @@
-"""Scripts that publish what they made: tracks, a pre-trained model and a classifier, each used by its name afterwards."""
+"""Scripts that publish what they made: tracks, a pre-trained model, a classifier; each is then used by its name."""
 
 import io
 import json
