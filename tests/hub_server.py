@@ -89,7 +89,10 @@ class HubServer:
         handler = type("Handler", (_Handler,), {"hub": self})
         # Large files lie on another host than the Hub, which must never see a token.
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in ("hub", "storage")]
-        self.url, self.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        self.url, self.storage_url = (
+            f"http://{host}:{server.server_port}"
+            for host, server in zip(("127.0.0.1", "localhost"), self._servers, strict=True)
+        )
 
     def __enter__(self) -> HubServer:
         for server in self._servers:
