@@ -25,6 +25,7 @@ from .model_card_facts import (
     ConversionFacts,
     TrainingFacts,
     current_versions,
+    in_words,
     load_facts,
     local_name,
     public_command,
@@ -33,14 +34,8 @@ from .model_card_facts import (
     save_facts,
     training_facts,
 )
-from .model_card_results import (
-    FEATURE_EXTRACTION,
-    VIDEO_CLASSIFICATION,
-    ResultSection,
-    descendants_section,
-    result_section,
-)
-from .published_models import PublishedModel, published_license, published_models
+from .model_card_results import FEATURE_EXTRACTION, VIDEO_CLASSIFICATION, ResultSection, result_sections
+from .published_models import PublishedModel, published_license, published_model
 from .video_processing_mme import MMEVideoProcessor
 from .wording import counted
 
@@ -117,10 +112,7 @@ def model_card(
         ValueError: If the evaluation is of other classes than the model's.
     """
     published = _published(facts)
-    sections = [result_section(config, facts, published, results, evaluation)]
-    if published is not None and published.task == "pretraining":
-        sections = [descendants_section(published)]
-    content = _origin(facts, published)
+    sections = result_sections(config, facts, published, results, evaluation)
     card = ModelCard.from_template(
         _metadata(facts, published, sections),
         template_path=str(TEMPLATE),
@@ -130,7 +122,7 @@ def model_card(
         classes=_classes_text(config) if facts.is_classifier else None,
         results=sections,
         license_text=_license_text(facts, published),
-        **content,
+        **_origin(facts, published),
     )
     card.text = card.text.rstrip("\n") + "\n"
     return card
@@ -138,7 +130,7 @@ def model_card(
 
 def _published(facts: TrainingFacts | ConversionFacts) -> PublishedModel | None:
     name = facts.published if isinstance(facts, ConversionFacts) else None
-    return None if name is None else published_models()[name]
+    return None if name is None else published_model(name)
 
 
 def _metadata(
@@ -167,20 +159,18 @@ def _metadata(
 
 def _origin(facts: TrainingFacts | ConversionFacts, published: PublishedModel | None) -> dict[str, Any]:
     """Return title and summary of a card, and what its last section says of how the weights came to be."""
-    versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     if isinstance(facts, TrainingFacts):
-        run = f"{counted(facts.num_steps, 'update')} of {counted(facts.global_batch_size, 'clip')}"
-        minutes = f"{facts.seconds / 60:.1f} minutes on {facts.machine}"
         return {
             "title": f"Masked Motion Encoding, {_past(facts.task)} on {facts.data_name}",
             "summary": _summary(facts),
             "origin_title": "Run",
-            "origin": f"{run} in {minutes}, with {versions}.",
+            "origin": facts.in_words(),
             "command": facts.command,
             "settings": _settings_rows(facts.settings),
         }
     left_out = f"; {counted(facts.left_out, 'tensor')} of it left out" if facts.left_out else ""
-    origin = f"From `{facts.source}`, layout {facts.layout}{left_out}, with {versions}."
+    versions = f", with {in_words(facts.versions)}" if facts.versions else ""
+    origin = f"From `{facts.source}`, layout {facts.layout}{left_out}{versions}."
     if published is not None:
         origin += f"\n`examples/configs/{published.recipe}` is the recipe of its training in this package."
     name = f"{_past(published.task)} on {published.data}" if published else f"converted from {facts.source}"
@@ -210,7 +200,8 @@ def _summary(facts: TrainingFacts | ConversionFacts) -> str:
     begun = f" Training started from {start}." if start else ""
     return (
         "A video transformer that was shown a part of the patches of a sparsely sampled clip and trained to predict\n"
-        f"how the points in the hidden rest move, and what shape is around them\n({_METHOD}). No labels were used.{begun}"
+        f"how the points in the hidden rest move, and what shape is around them\n({_METHOD}). No labels were used."
+        f"{begun}"
     )
 
 
@@ -306,6 +297,7 @@ __all__ = [
     "ConversionFacts",
     "TrainingFacts",
     "current_versions",
+    "load_facts",
     "local_name",
     "main",
     "model_card",

@@ -21,6 +21,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ._version import __version__
+from .wording import counted
 
 if TYPE_CHECKING:
     from .data import VideoRecords
@@ -41,6 +42,11 @@ def current_machine() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()} ({torch.cuda.device_count()} in the machine)"
     return f"a CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def in_words(versions: Mapping[str, str]) -> str:
+    """Return packages and their versions as a list in a sentence."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +91,11 @@ class TrainingFacts:
     def is_classifier(self) -> bool:
         """Whether the weights tell classes apart."""
         return self.task == "finetuning"
+
+    def in_words(self) -> str:
+        """Return what was run, where and with which versions, as one sentence."""
+        run = f"{counted(self.num_steps, 'update')} of {counted(self.global_batch_size, 'clip')}"
+        return f"{run} in {self.seconds / 60:.1f} minutes on {self.machine}, with {in_words(self.versions)}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,9 +184,8 @@ def load_facts(folder: str | Path) -> TrainingFacts | ConversionFacts:
         raise ValueError(f"{folder} has no {FACTS_FILE}. It is written by pretrain.py, finetune.py and conversions.")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        kind = TrainingFacts if values["task"] in _SCRIPTS else ConversionFacts
-        return kind(**values)
-    except (ValueError, TypeError, KeyError) as error:
+        return (ConversionFacts if "layout" in values else TrainingFacts)(**values)
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} cannot be read: {error!r}. Run the script again that wrote it.") from error
 
 

@@ -45,13 +45,13 @@ class ResultSection:
     figures: Sequence[EvalResult] = ()
 
 
-def result_section(
+def result_sections(
     config: MMEConfig,
     facts: TrainingFacts | ConversionFacts,
     published: PublishedModel | None,
     results: Mapping[str, Any] | None,
     evaluation: Mapping[str, Any] | None,
-) -> ResultSection:
+) -> list[ResultSection]:
     """Return the figures of a checkpoint, or the words that there are none.
 
     Args:
@@ -59,24 +59,28 @@ def result_section(
         facts: How the weights came to be.
         published: What is known of an authors' checkpoint; None for others.
         results: As in `eval_results.json` of a run; None if nothing was measured.
-        evaluation: As `examples/evaluate.py` writes it, which goes first; None for none.
+        evaluation: As `examples/evaluate.py` writes it, which stands in place of `results`; None for none.
 
     Raises:
         ValueError: If the evaluation is of other classes than the model's.
     """
+    sections = []
     if evaluation is not None:
         if not facts.is_classifier:
             raise ValueError("the evaluation is of a classifier, the model is none.")
-        return _evaluation_section(config, evaluation)
-    if published is not None and published.top1_percent is not None:
-        return _published_section(published)
+        sections.append(_evaluation_section(config, evaluation))
+    if published is not None:
+        is_judged = published.top1_percent is not None
+        sections.append(_published_section(published) if is_judged else _descendants_section(published))
+    return sections or [_section_of_the_run(facts, results)]
+
+
+def _section_of_the_run(facts: TrainingFacts | ConversionFacts, results: Mapping[str, Any] | None) -> ResultSection:
     title = "Validation" if facts.is_classifier else "Held-out clips"
     if results is None:
         what = "videos that it was not trained on" if facts.is_classifier else "held-out clips"
         return ResultSection(title, f"Nothing was measured on {what}, so nothing is claimed.")
-    if facts.is_classifier:
-        return _validation_section(title, results)
-    return _explained_section(title, results)
+    return _validation_section(title, results) if facts.is_classifier else _explained_section(title, results)
 
 
 def _explained_section(title: str, results: Mapping[str, Any]) -> ResultSection:
@@ -159,7 +163,7 @@ def _published_section(published: PublishedModel) -> ResultSection:
     return ResultSection("Published result", text, ("data set", "top-1"), rows, [figure])
 
 
-def descendants_section(published: PublishedModel) -> ResultSection:
+def _descendants_section(published: PublishedModel) -> ResultSection:
     """Return what the authors' classifiers score that started from this pre-training; they are other checkpoints."""
     source = published_source()
     text = (

@@ -64,7 +64,7 @@ class PublishedModel:
     def check_fits(self, config: MMEConfig, *, is_classifier: bool) -> None:
         """Raise ValueError if a checkpoint of this configuration cannot be this one; says why."""
         if is_classifier != (self.task == "classification"):
-            raise ValueError(f"published ({self.name!r}) is for {self.task}, the checkpoint is not.")
+            raise ValueError(f"published ({self.name!r}) is a checkpoint of {self.task}, the file is none.")
         own = self.config()
         fields = _TELLING_FIELDS if is_classifier else [name for name in _TELLING_FIELDS if name != "num_labels"]
         for name in fields:
@@ -77,6 +77,17 @@ class PublishedModel:
 def published_models() -> dict[str, PublishedModel]:
     """Return the authors' checkpoints by name."""
     return {name: PublishedModel(name=name, **values) for name, values in _contents()["models"].items()}
+
+
+def published_model(name: str) -> PublishedModel:
+    """Return one of the authors' checkpoints.
+
+    Raises:
+        ValueError: If there is none of that name; names those there are.
+    """
+    if name not in published_models():
+        raise ValueError(f"published ({name!r}) is unknown. Known: {', '.join(published_models())}.")
+    return published_models()[name]
 
 
 def published_source() -> dict[str, str]:
