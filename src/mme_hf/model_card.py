@@ -76,9 +76,12 @@ def render_model_card(folder: str | Path, *, evaluation: Mapping[str, Any] | Non
 
     Raises:
         ValueError: If a file is missing or broken, or the evaluation is of other classes than the model's.
-        OSError: If there is no model or processor in the folder.
     """
     facts = load_facts(folder)
+    # Without the first, transformers would take the second for the model's configuration.
+    for name in ("config.json", "video_preprocessor_config.json"):
+        if not (Path(folder) / name).is_file():
+            raise ValueError(f"{folder} has no {name}. Name the folder of a model and its processor.")
     path = Path(folder) / RESULTS_FILE
     card = model_card(
         config=MMEConfig.from_pretrained(folder),

@@ -63,7 +63,7 @@ def result_sections(
         evaluation: As `examples/evaluate.py` writes it, which stands in place of `results`; None for none.
 
     Raises:
-        ValueError: If the evaluation is of other classes than the model's.
+        ValueError: If figures are missing, or the evaluation is of other classes than the model's.
     """
     sections = []
     if evaluation is not None:
@@ -76,6 +76,12 @@ def result_sections(
     return sections or [_section_of_the_run(facts, results)]
 
 
+def _check_has(contents: Mapping[str, Any], what: str, *names: str) -> None:
+    """Raise ValueError if figures lack some of what a section is made of."""
+    if missing := [name for name in names if name not in contents]:
+        raise ValueError(f"{what} lacks {', '.join(map(repr, missing))}; has it been written by another script?")
+
+
 def _section_of_the_run(facts: TrainingFacts | ConversionFacts, results: Mapping[str, Any] | None) -> ResultSection:
     title = "Validation" if facts.is_classifier else "Held-out clips"
     if results is None:
@@ -85,6 +91,7 @@ def _section_of_the_run(facts: TrainingFacts | ConversionFacts, results: Mapping
 
 
 def _explained_section(title: str, results: Mapping[str, Any]) -> ResultSection:
+    _check_has(results, "the result", "dataset", "explained_share")
     shares = results["explained_share"]
     data = _dataset_of(results["dataset"])
     figures = [
@@ -106,6 +113,7 @@ def _explained_section(title: str, results: Mapping[str, Any]) -> ResultSection:
 
 
 def _validation_section(title: str, results: Mapping[str, Any]) -> ResultSection:
+    _check_has(results, "the result", "top1", "top5", "num_videos", "views", "dataset")
     videos = f"{public_value(results['dataset'])}, {counted(results['num_videos'], 'video')}"
     text = (
         f"On {videos}, {results['views']} views (in time x in space) of each, scores averaged. "
@@ -118,6 +126,8 @@ def _validation_section(title: str, results: Mapping[str, Any]) -> ResultSection
 
 
 def _evaluation_section(config: MMEConfig, report: Mapping[str, Any]) -> ResultSection:
+    needed = ("per_class", "eval_results", "dataset", "num_videos", "views")
+    _check_has(report, "the evaluation", *needed)
     judged = [row["label"] for row in report["per_class"]]
     own = [config.id2label[number] for number in range(config.num_labels)]
     if judged != own:
