@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 from transformers.pipelines import SUPPORTED_TASKS
 
+from mme_hf.model_card_facts import TrainingFacts, save_facts
 from mme_hf.published_models import published_models
 
 ROOT = Path(__file__).parents[1]
@@ -161,3 +163,49 @@ def test_links_of_the_index_resolve():
     relative = [link for link in links if not link.startswith("https://")]
     assert {f"{name}" for name in CARDS} <= set(relative)
     assert not [link for link in relative if not (FOLDER / link).exists()]
+
+
+def test_new_figures_of_fine_tuning_reach_table_and_card(script, other_results):
+    benchmark = module_of(ROOT / "benchmarks" / "finetuning_start.py")
+    known = json.loads((RESULTS / "finetuning.json").read_text())["starts"]["pre-training"]
+    args = SimpleNamespace(train_dir=Path("/home/me/set/train"), validation_dir=Path("/home/me/set/test"))
+    args.checkpoint = Path("/home/me/pretrain-tiny-cpu")
+
+    def run(top1: float, seed: int, start: str | None) -> dict:
+        settings = {**known["facts"]["settings"], "output_dir": "tmp1", "seed": seed}
+        facts = {**known["facts"], "settings": settings, "start": start, "seconds": 60.0, "repository": "path/to/tmp1"}
+        figures = dict.fromkeys(("top1", "top5", "mean_class_accuracy", "ece", "most_frequent_class"), top1)
+        data = {"dataset": "set", "split": "test", "views": "3 x 1", "num_videos": 8, "top1_interval": [0.1, 0.9]}
+        orders = {order: {"top1": top1 / 2} for order in benchmark.ORDERS}
+        rows = [{"label": name, "accuracy": 1.0} for name in ("wave", "point")]
+        return {**data, **figures, "per_class": rows, "motion_sensitivity": orders, "facts": facts, "seconds": 120.0}
+
+    starts = {"random weights": None, "pre-training": "path/to/pretrain-tiny-cpu"}
+    runs = {name: [run(0.25, 0, start), run(0.75, 1, start)] for name, start in starts.items()}
+    contents = json.loads(json.dumps(benchmark.results(args, runs)))
+    table = "\n".join(benchmark.table(contents))
+    assert "| pre-training | 0.500 | 0.250, 0.750 | 0.250 | 0.250 | 0.250 |" in table
+    assert "Data: set: train, judged by test (8 videos, 2 classes, chance 50%)" in table and "2.0 minutes" in table
+    (other_results / "finetuning.json").write_text(json.dumps(contents))
+    text, data, top1 = script.finetuning_card("finetune-tiny", "pre-training")
+    card = ModelCard(text)
+    assert (data, top1) == ("set", "0.500") and len(card.data.eval_results) == 4
+    assert "top-1 of each: 0.250, 0.750" in card.text and "1.0 minutes" in card.text
+    assert "weights of `outputs/pretrain-tiny-cpu`" in card.text and "Classes: wave, point." in card.text
+    assert "tmp1" not in text + table and "/home/me" not in text + table and "`seed`" not in text
+
+
+def test_new_figures_of_pre_training_reach_table_and_card(script, other_results, tmp_path, monkeypatch, capsys):
+    benchmark = module_of(ROOT / "benchmarks" / "explained_share.py")
+    monkeypatch.setattr(benchmark, "RESULT", other_results / "explained_share.json")
+    known = json.loads((RESULTS / "explained_share.json").read_text())
+    run = tmp_path / "my-run"
+    run.mkdir()
+    save_facts(run, TrainingFacts(**{**known["facts"], "repository": "path/to/my-run", "num_steps": 7}))
+    shares = {"explained_share": {"shape": 0.5, "position": -0.25}}
+    (run / "eval_results.json").write_text(json.dumps({"dataset": "clips", **shares}))
+    benchmark.write_results(run)
+    table = (other_results / "explained_share.md").read_text()
+    assert "| position | -0.250 |" in table and "7 updates of 16 clips" in table and "--run_dir outputs/my-run" in table
+    text, _, words = script.pretraining_card("tiny-cpu")
+    assert "value: -0.25" in text and words == "shape 0.500, position -0.250"
