@@ -222,6 +222,20 @@ def test_an_evaluation_takes_the_place_of_the_results_of_training(folder, capsys
     assert "frames forwards" not in parsed.text
 
 
+def test_an_evaluation_written_into_the_folder_is_taken_for_one(folder):
+    (folder / "eval_results.json").write_text(json.dumps(evaluation()))
+    main([str(folder)])
+    text = (folder / "README.md").read_text()
+    assert "## Evaluation" in text and "judged during training" not in text
+
+
+def test_a_folder_may_be_given_its_name_on_the_hub_later(folder):
+    main([str(folder), "--repository", "me/mine"])
+    main([str(folder)])  # which keeps it
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.model_name == "mine" and 'from_pretrained("me/mine")' in card.text
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

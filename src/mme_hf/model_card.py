@@ -3,12 +3,14 @@
     python -m mme_hf.model_card outputs/finetune                                          # renders its README.md anew
     python -m mme_hf.model_card outputs/finetune --evaluation outputs/finetune/evaluation/eval_results.json
 
-The second puts what `examples/evaluate.py` found on the card, in place of the results of training.
+The second puts what `examples/evaluate.py` found on the card, in place of the results of training. With `--repository`
+the card says under which name on the Hub the model is loaded.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
@@ -66,13 +68,16 @@ def write_model_card(
     return render_model_card(folder)
 
 
-def render_model_card(folder: str | Path, *, evaluation: Mapping[str, Any] | None = None) -> Path:
+def render_model_card(
+    folder: str | Path, *, evaluation: Mapping[str, Any] | None = None, repository: str | None = None
+) -> Path:
     """Write a folder's `README.md` from the other files in it, and return its path.
 
     Args:
         folder: With `config.json`, `video_preprocessor_config.json`, `model_card.json`, and `eval_results.json` if
             anything was measured.
         evaluation: What `examples/evaluate.py` found, to be shown instead of the results in the folder.
+        repository: Name under which the checkpoint is loaded from now on; None to leave it as it is.
 
     Raises:
         ValueError: If a file is missing or broken, or the evaluation is of other classes than the model's.
@@ -82,6 +87,9 @@ def render_model_card(folder: str | Path, *, evaluation: Mapping[str, Any] | Non
     for name in ("config.json", "video_preprocessor_config.json"):
         if not (Path(folder) / name).is_file():
             raise ValueError(f"{folder} has no {name}. Name the folder of a model and its processor.")
+    if repository is not None:
+        facts = dataclasses.replace(facts, repository=repository)
+        save_facts(folder, facts)
     path = Path(folder) / RESULTS_FILE
     card = model_card(
         config=MMEConfig.from_pretrained(folder),
@@ -288,10 +296,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("folder", help="Of a run or a conversion.")
     parser.add_argument("--evaluation", metavar="FILE", help="eval_results.json that examples/evaluate.py wrote.")
+    parser.add_argument("--repository", metavar="NAME", help="Name on the Hub, where it is to be loaded from there.")
     args = parser.parse_args(argv)
     try:
         evaluation = _read_json(Path(args.evaluation)) if args.evaluation else None
-        print(f"wrote {render_model_card(args.folder, evaluation=evaluation)}")
+        print(f"wrote {render_model_card(args.folder, evaluation=evaluation, repository=args.repository)}")
     except (ValueError, OSError, StrictDataclassError) as error:
         sys.exit(f"model_card: error: {' '.join(str(error).split())}")
 

@@ -66,6 +66,8 @@ def result_sections(
         ValueError: If figures are missing, or the evaluation is of other classes than the model's.
     """
     sections = []
+    if evaluation is None and results is not None and "per_class" in results:
+        results, evaluation = None, results  # evaluate.py was told to write into the model's folder
     if evaluation is not None:
         if not facts.is_classifier:
             raise ValueError("the evaluation is of a classifier, the model is none.")
