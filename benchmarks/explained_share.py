@@ -1,24 +1,28 @@
-"""How much of held-out motion a run explains: trains it, then writes the table and the README's picture.
+"""How much of held-out motion a run explains: trains it, then writes figures, table and the README's picture.
 
     python benchmarks/explained_share.py                 # runs examples/configs/tiny-cpu.yaml, at most 30 minutes
     python benchmarks/explained_share.py --run_dir DIR   # of any run that is there already
 
+Writes benchmarks/results/explained_share.json, which model cards are rendered from, and explained_share.md from it.
 The picture is made from Big Buck Bunny, the one sample clip that may be distributed (CC BY 3.0, Blender Foundation).
 """
 
 from __future__ import annotations
 
 import argparse
-import re
+import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 from mme_hf import MMEForPreTraining, MMEVideoProcessor
 from mme_hf.data import ClipSampling, build_clip_loader, load_sample_records
+from mme_hf.model_card import TrainingFacts, load_facts
 from mme_hf.visualization import draw_motion_prediction, liveliest_clip
 
 ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "explained_share.json"
 COMMAND = "accelerate launch examples/pretrain.py --config examples/configs/tiny-cpu.yaml"
 
 
@@ -30,32 +34,39 @@ def main() -> None:
         run_dir = ROOT / "outputs" / "pretrain-tiny-cpu"
         launcher = [sys.executable, "-m", "accelerate.commands.launch"]
         subprocess.run([*launcher, *COMMAND.split()[2:], "--output_dir", str(run_dir)], cwd=ROOT, check=True)
-    write_table(run_dir)
+    write_results(run_dir)
     draw(run_dir)
 
 
-def write_table(run_dir: Path) -> None:
-    card = (run_dir / "README.md").read_text(encoding="utf-8")
-    table = re.search(r"\| target \| explained share \|.*?(?=\n\n)", card, re.DOTALL).group()
-    run = re.search(r"## Run\n\n(.*?)\n\n```", card, re.DOTALL).group(1).replace("\n", " ")
-    command = re.search(r"## Run\n.*?```\n(.*?)\n```", card, re.DOTALL).group(1)
-    text = f"""# Explained share of held-out motion
+def write_results(run_dir: Path) -> None:
+    facts = dataclasses.replace(load_facts(run_dir), repository=f"outputs/{run_dir.name}")
+    results = json.loads((run_dir / "eval_results.json").read_text(encoding="utf-8"))
+    contents = {"facts": dataclasses.asdict(facts), "results": results}
+    RESULT.write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    RESULT.with_suffix(".md").write_text(table(contents), encoding="utf-8")
+    print(table(contents))
+
+
+def table(contents: dict) -> str:
+    """Return the page of a file of results."""
+    facts = TrainingFacts(**contents["facts"])
+    rows = "\n".join(f"| {name} | {share:.3f} |" for name, share in contents["results"]["explained_share"].items())
+    return f"""# Explained share of held-out motion
 
 1 - squared error / squared error of always predicting the training mean, over masked tokens that count, on the last
 fifth of each sample clip, which training never touches. 0 is no better than the mean.
 
-{table}
+| target | explained share |
+|---|---|
+{rows}
 
-{run}
+{facts.in_words()}
 
 ```
-{command}
-python benchmarks/explained_share.py --run_dir outputs/{run_dir.name}
+{facts.command}
+python benchmarks/explained_share.py --run_dir {facts.repository}
 ```
 """
-    path = ROOT / "benchmarks" / "results" / "explained_share.md"
-    path.write_text(text, encoding="utf-8")
-    print(text)
 
 
 def draw(run_dir: Path) -> None:

@@ -2,9 +2,12 @@
 
     python examples/convert_checkpoint.py mme_k400_finetuned.pth --output_dir outputs/mme-k400 --id2label labels.txt
     python examples/convert_checkpoint.py pretrained.pth --output_dir outputs/mme --config_overrides '{"num_frames": 8}'
+    python examples/convert_checkpoint.py mp_rank_00_model_states.pt --output_dir outputs/ssv2 --published finetune-ssv2
 
 It reads the published pre-training checkpoints and classifiers of MME and VideoMAE (.pth, .pt, .safetensors, and
-DeepSpeed's mp_rank_00_model_states.pt), and writes the model and the MMEVideoProcessor that makes its inputs.
+DeepSpeed's mp_rank_00_model_states.pt), and writes the model, the MMEVideoProcessor that makes its inputs, and a model
+card. No file says which of the published ones it is: with `--published` the card has its figures, and the processor
+its input.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from huggingface_hub.errors import StrictDataclassError
 from mme_hf import REFERENCE_MOTION, MMEConfig, MMEForPreTraining, MMEForVideoClassification, MMEVideoProcessor
 from mme_hf.checkpoints import Conversion, convert_and_report
 from mme_hf.hub import PushError, create_repository, push_folder
+from mme_hf.model_card import ConversionFacts, local_name, public_command, write_model_card
+from mme_hf.published_models import published_model, published_models
 from mme_hf.training.parsing import mapping_of
 from mme_hf.training.setup import check_output_dir
 
@@ -44,6 +49,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--id2label", help='Names of a classifier\'s classes: JSON, {"0": "name"}, or text with one in each line.'
+    )
+    parser.add_argument(
+        "--published", metavar="NAME", help=f"Which of the authors' checkpoints it is: {', '.join(published_models())}."
     )
     parser.add_argument("--push_to_hub", action="store_true", help="Push the folder to the Hub.")
     parser.add_argument("--hub_model_id", help="Repository to push to. Default: the output folder's name.")
@@ -108,10 +116,14 @@ def processor_for(conversion: Conversion, options: dict) -> MMEVideoProcessor:
 def convert(args: argparse.Namespace) -> Conversion:
     """Write model and processor, and return what the checkpoint was."""
     overrides = mapping_of("config_overrides", args.config_overrides)
-    options = mapping_of("processor_options", args.processor_options)
+    published = published_model(args.published) if args.published else None
+    options = {**(published.processor_options if published else {})}
+    options |= mapping_of("processor_options", args.processor_options)
     names = read_label_names(Path(args.id2label)) if args.id2label else None
     check_output_dir(args.output_dir)
     conversion = convert_and_report(args.checkpoint, **overrides)
+    if published:
+        published.check_fits(conversion.model.config, is_classifier=task_of(conversion) == "classification")
     if names is not None:
         if not isinstance(conversion.model, MMEForVideoClassification):
             raise ValueError(
@@ -122,6 +134,23 @@ def convert(args: argparse.Namespace) -> Conversion:
     conversion.model.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
     return conversion
+
+
+def task_of(conversion: Conversion) -> str:
+    tasks = {MMEForPreTraining: "pretraining", MMEForVideoClassification: "classification"}
+    return tasks.get(type(conversion.model), "encoder")
+
+
+def facts_of(args: argparse.Namespace, argv: list[str], conversion: Conversion, repository: str) -> ConversionFacts:
+    return ConversionFacts(
+        task=task_of(conversion),
+        repository=repository,
+        layout=conversion.layout.name,
+        source=Path(args.checkpoint).name,
+        published=args.published,
+        left_out=len(conversion.left_out),
+        command=f"python examples/convert_checkpoint.py {public_command(argv)}",
+    )
 
 
 def summary(conversion: Conversion, output_dir: str) -> str:
@@ -139,12 +168,16 @@ def summary(conversion: Conversion, output_dir: str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     try:
+        argv = sys.argv[1:] if argv is None else argv
         args = parse_arguments(argv)
-        repository = args.hub_model_id or Path(args.output_dir).resolve().name
+        repository = local_name(args.output_dir)
         hub_options = {"token": args.hub_token, "private": args.hub_private_repo}
         if args.push_to_hub:
-            repository = create_repository(repository, **hub_options)
-        print(summary(convert(args), args.output_dir))
+            name = args.hub_model_id or Path(args.output_dir).resolve().name
+            repository = create_repository(name, **hub_options)
+        conversion = convert(args)
+        write_model_card(args.output_dir, facts_of(args, argv, conversion, repository))
+        print(summary(conversion, args.output_dir))
         if args.push_to_hub:
             print(f"pushed to   {push_folder(args.output_dir, repository, **hub_options)}")
     except (ValueError, TypeError, OSError, PushError, StrictDataclassError) as error:

@@ -26,7 +26,7 @@ from mme_hf import __version__
 from mme_hf.charts import draw_confusion
 from mme_hf.data import BadVideoLog, TooManyBadVideosError
 from mme_hf.data.labelled_clips import FRAME_ORDERS, NO_LABEL, ViewSampling, build_labelled_loader
-from mme_hf.model_card import local_name
+from mme_hf.model_card import local_name, public_value
 from mme_hf.training import parse_arguments, set_up_logging
 from mme_hf.training.classification_report import (
     class_table,
@@ -178,7 +178,7 @@ class Evaluation:
         if folder:
             path = Path(folder).resolve()
             return (path.parent.name, path.name) if path.name in SPLITS else (path.name, None)
-        return self.records.name, None if args.validation_manifest else args.validation_split
+        return public_value(self.records.name), None if args.validation_manifest else args.validation_split
 
     def _announce(self) -> None:
         settings, records = self._settings(), self.records

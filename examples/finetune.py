@@ -10,7 +10,6 @@ for a small data set on one machine. Flags win over a recipe (`--config`).
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import sys
@@ -29,7 +28,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from mme_hf.data import BadVideoLog, TooManyBadVideosError, VideoRecords
 from mme_hf.data.labelled_clips import ViewSampling, build_labelled_loader
 from mme_hf.hub import PushError, create_repository, push_folder
-from mme_hf.model_card import finetuning_card, local_name, public_command, public_settings
+from mme_hf.model_card import TrainingFacts, local_name, public_settings, public_value, training_facts, write_model_card
 from mme_hf.training import (
     NonFiniteLossError,
     ProgressReporter,
@@ -191,10 +190,9 @@ class Finetuning:
                 self._save_model(self.output_dir, self.best.weights)
                 self._save_model(self.output_dir / "last", last)
                 views = f"{self.args.num_eval_segments} x {self.args.num_eval_crops}"
-                what = public_settings({"views": views, "dataset": self.validation_records.name})
+                what = {"views": views, "dataset": public_value(self.validation_records.name)}
                 results = {**dataclasses.asdict(self.best.result), **what}
-                (self.output_dir / "eval_results.json").write_text(json.dumps(results, indent=1) + "\n")
-            (self.output_dir / "README.md").write_text(self._card(results), encoding="utf-8")
+            write_model_card(self.output_dir, self._facts(), results)
             announce_result(self.output_dir, report_to=self.args.report_to if self.args.with_tracking else None)
             for log in filter(None, (self.bad_videos, self.judge and self.judge.bad_videos)):
                 if log.num_bad:
@@ -263,20 +261,15 @@ class Finetuning:
             **options,
         )
 
-    def _card(self, results: dict | None) -> str:
-        return finetuning_card(
-            config=self.model.config,
-            processor=self.processor,
-            start=self.args.model_name_or_path,
-            data_name=self.records.name,
-            num_videos=self.records.num_records,
-            steps=self.state.step,
+    def _facts(self) -> TrainingFacts:
+        return training_facts(
+            "finetuning",
+            self.args,
+            self.records,
+            repository=self.repository if self.args.push_to_hub else local_name(self.args.output_dir),
+            num_steps=self.state.step,
             global_batch_size=self.global_batch_size,
             seconds=self.state.seconds,
-            results=results,
-            command=f"accelerate launch examples/finetune.py {public_command(sys.argv[1:])}".strip(),
-            settings=public_settings(dataclasses.asdict(self.args)),
-            repository=self.repository if self.args.push_to_hub else local_name(self.args.output_dir),
         )
 
 

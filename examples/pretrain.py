@@ -27,7 +27,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from mme_hf.data import BadVideoLog, ClipSampling, TooManyBadVideosError, VideoRecords, build_clip_loader
 from mme_hf.hub import PushError, create_repository, push_folder
-from mme_hf.model_card import local_name, pretraining_card, public_command, public_settings
+from mme_hf.model_card import TrainingFacts, local_name, public_settings, public_value, training_facts, write_model_card
 from mme_hf.motion import StoredTracksError
 from mme_hf.motion.report import report_motion
 from mme_hf.training import (
@@ -188,9 +188,9 @@ class Pretraining:
         if self.accelerator.is_main_process:
             self.model.save_pretrained(self.output_dir)
             self.processor.save_pretrained(self.output_dir)
-        shares = self._explained_shares() if self.held_out_records else None
+        results = self._held_out_results() if self.held_out_records else None
         if self.accelerator.is_main_process:
-            (self.output_dir / "README.md").write_text(self._card(shares), encoding="utf-8")
+            write_model_card(self.output_dir, self._facts(), results)
             (self.output_dir / "motion.png").unlink(missing_ok=True)  # an earlier run's
             try:
                 self._draw()
@@ -241,7 +241,7 @@ class Pretraining:
             },
         )
 
-    def _explained_shares(self) -> dict[str, float] | None:
+    def _held_out_results(self) -> dict | None:
         num_batches = -(-self.args.num_baseline_clips // self.global_batch_size) * self.args.gradient_accumulation_steps
         # Training frames alone, but fresh crops and times. A stream is read once: `datasets` sleeps after each pass.
         options = {"seed": self.args.seed + 1, "num_epochs": 1 if self.records.num_records is None else None}
@@ -252,7 +252,7 @@ class Pretraining:
         shares = report_explained_share(self.accelerator, self.model, *batches, self.bad_held_out_videos)
         values = {f"held_out/explained_{name}": shares[name] for name in shares or ()}
         self.accelerator.log(values, step=self.state.step)
-        return shares
+        return shares and {"dataset": public_value(self.held_out_records.name), "explained_share": shares}
 
     def _held_out_loader(self, records: VideoRecords, **options):
         sampling = held_out_sampling(self.args, self.held_out_fraction)
@@ -267,19 +267,15 @@ class Pretraining:
         title = f"a {kind} clip of {Path(source).name} after {updates}"
         draw_motion_prediction(self.model, self.processor, inputs, self.output_dir / "motion.png", title=title)
 
-    def _card(self, shares: dict[str, float] | None) -> str:
-        return pretraining_card(
-            config=self.model.config,
-            processor=self.processor,
-            data_name=self.records.name,
-            num_videos=self.records.num_records,
-            steps=self.state.step,
+    def _facts(self) -> TrainingFacts:
+        return training_facts(
+            "pretraining",
+            self.args,
+            self.records,
+            repository=self.repository if self.args.push_to_hub else local_name(self.args.output_dir),
+            num_steps=self.state.step,
             global_batch_size=self.global_batch_size,
             seconds=self.state.seconds,
-            explained_shares=shares,
-            command=f"accelerate launch examples/pretrain.py {public_command(sys.argv[1:])}".strip(),
-            settings=public_settings(dataclasses.asdict(self.args)),
-            repository=self.repository if self.args.push_to_hub else local_name(self.args.output_dir),
         )
 
 

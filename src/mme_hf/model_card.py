@@ -1,302 +1,326 @@
-"""Model cards: what was run, said by the run itself."""
+"""Model cards: what a checkpoint is, how it came to be and what it scored, all read from files beside its weights.
+
+    python -m mme_hf.model_card outputs/finetune                                          # renders its README.md anew
+    python -m mme_hf.model_card outputs/finetune --evaluation outputs/finetune/evaluation/eval_results.json
+
+The second puts what `examples/evaluate.py` found on the card, in place of the results of training. With `--repository`
+the card says under which name on the Hub the model is loaded.
+"""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
-import platform
-import shlex
+import math
+import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import StrictDataclassError
 
-from ._version import __version__
+from .configuration_mme import MMEConfig
+from .model_card_facts import (
+    FACTS_FILE,
+    ConversionFacts,
+    TrainingFacts,
+    current_versions,
+    in_words,
+    load_facts,
+    local_name,
+    public_command,
+    public_settings,
+    public_value,
+    save_facts,
+    training_facts,
+)
+from .model_card_results import FEATURE_EXTRACTION, VIDEO_CLASSIFICATION, ResultSection, result_sections
+from .published_models import PublishedModel, published_license, published_model
+from .video_processing_mme import MMEVideoProcessor
 from .wording import counted
 
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+RESULTS_FILE = "eval_results.json"
 _MAX_CLASSES_SHOWN = 50
-
-# Ends every card.
-_RUN_SECTION = """## Run
-
-{updates} of {clips} in {minutes:.1f} minutes on {machine}, with mme_hf {version},
-torch {torch}, transformers {transformers}.
-
-```
-{command}
-```
-
-| setting | value |
-|---|---|
-{settings}
-"""
-
-_PRETRAINING_CARD = """---
-{metadata}
----
-
-# Masked Motion Encoding, pre-trained on {data_name}
-
-A video transformer that was shown {visible:.0%} of the patches of a sparsely sampled clip and trained to predict how
-the points in the hidden rest move, and what shape is around them
-([Masked Motion Encoding](https://arxiv.org/abs/2210.06096)). No labels were used.
-
-```python
-from mme_hf import MMEModel, MMEVideoProcessor
-
-processor = MMEVideoProcessor.from_pretrained("{repository}")
-model = MMEModel.from_pretrained("{repository}")
-features = model(**processor("video.mp4", return_tensors="pt")).last_hidden_state
-```
-
-## Data and input
-
-{data_name}: {videos}. Clips of {processor.num_frames} frames, {processor.frame_stride} raw frames apart, {height} x
-{width} pixels; targets {targets}, from points followed over {processor.trajectory_num_steps} raw frames by the
-tracker `{processor.tracker}`.
-
-## Held-out clips
-
-{explained}
-
-"""
-
-_FINETUNING_CARD = """---
-{metadata}
----
-
-# Masked Motion Encoding, fine-tuned on {data_name}
-
-A video transformer ([Masked Motion Encoding](https://arxiv.org/abs/2210.06096)) that tells {classes} apart. Its
-training started from {start}.
-
-```python
-from mme_hf import MMEForVideoClassification, MMEVideoProcessor
-
-processor = MMEVideoProcessor.from_pretrained("{repository}")
-model = MMEForVideoClassification.from_pretrained("{repository}")
-logits = model(**processor("video.mp4", return_tensors="pt")).logits
-print(model.config.id2label[int(logits.argmax())])
-```
-
-## Data and input
-
-{data_name}: {videos}. Clips of {processor.num_frames} frames, {sampling}, {height} x {width} pixels.
-
-Classes: {names}.
-
-## Validation
-
-{measured}
-
-"""
+_METHOD = "[Masked Motion Encoding](https://arxiv.org/abs/2210.06096)"
+_DATA_TERMS = "Data sets have terms of their own, and so may what is trained on them: read those of {data}."
 
 
-def pretraining_card(
+def write_model_card(
+    folder: str | Path, facts: TrainingFacts | ConversionFacts, results: Mapping[str, Any] | None = None
+) -> Path:
+    """Write `README.md`, and beside it the facts and results that it is rendered from; return its path.
+
+    Args:
+        folder: Where model and processor are saved.
+        facts: How the weights came to be.
+        results: What was measured: `top1`, `top5`, `num_videos`, `views` and `dataset` of a classifier, or `dataset`
+            and `explained_share` by target. None, if nothing was, removes an earlier file.
+    """
+    save_facts(folder, facts)
+    path = Path(folder) / RESULTS_FILE
+    if results is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return render_model_card(folder)
+
+
+def render_model_card(
+    folder: str | Path, *, evaluation: Mapping[str, Any] | None = None, repository: str | None = None
+) -> Path:
+    """Write a folder's `README.md` from the other files in it, and return its path.
+
+    Args:
+        folder: With `config.json`, `video_preprocessor_config.json`, `model_card.json`, and `eval_results.json` if
+            anything was measured.
+        evaluation: What `examples/evaluate.py` found, to be shown instead of the results in the folder.
+        repository: Name under which the checkpoint is loaded from now on; None to leave it as it is.
+
+    Raises:
+        ValueError: If a file is missing or broken, or the evaluation is of other classes than the model's.
+    """
+    facts = load_facts(folder)
+    # Without the first, transformers would take the second for the model's configuration.
+    for name in ("config.json", "video_preprocessor_config.json"):
+        if not (Path(folder) / name).is_file():
+            raise ValueError(f"{folder} has no {name}. Name the folder of a model and its processor.")
+    if repository is not None:
+        facts = dataclasses.replace(facts, repository=repository)
+        save_facts(folder, facts)
+    path = Path(folder) / RESULTS_FILE
+    card = model_card(
+        config=MMEConfig.from_pretrained(folder),
+        processor=MMEVideoProcessor.from_pretrained(folder),
+        facts=facts,
+        results=_read_json(path) if path.is_file() else None,
+        evaluation=evaluation,
+    )
+    card.save(Path(folder) / "README.md")
+    return Path(folder) / "README.md"
+
+
+def model_card(
     *,
-    config: Any,
-    processor: Any,
-    data_name: str,
-    num_videos: int | None,
-    steps: int,
-    global_batch_size: int,
-    seconds: float,
-    explained_shares: Mapping[str, float] | None,
-    command: str,
-    settings: Mapping[str, Any],
-    repository: str,
-) -> str:
-    """Return the README.md of a pre-trained checkpoint, in Markdown with the Hub's metadata on top.
+    config: MMEConfig,
+    processor: MMEVideoProcessor,
+    facts: TrainingFacts | ConversionFacts,
+    results: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+) -> ModelCard:
+    """Return the card of a checkpoint, with the Hub's metadata on top and its figures in them as a model-index.
 
     Args:
         config: Of the model.
-        processor: That made its inputs.
-        data_name: What it was trained on.
-        num_videos: How many videos that is; None if unknown.
-        steps: Optimizer updates.
-        global_batch_size: Clips in each.
-        seconds: Wall-clock time of training.
-        explained_shares: Of each target on held-out clips; None if nothing was measured.
-        command: That was run.
-        settings: Arguments of the run.
-        repository: Name under which the checkpoint is loaded: on the Hub, or a folder (see `local_name`).
+        processor: That makes its inputs.
+        facts: How the weights came to be.
+        results: As in `eval_results.json` of a run; None if nothing was measured.
+        evaluation: As `examples/evaluate.py` writes it, shown instead of `results`; None for none.
+
+    Raises:
+        ValueError: If the evaluation is of other classes than the model's.
     """
-    return (_PRETRAINING_CARD + _RUN_SECTION).format(
-        metadata=_metadata().to_yaml(),
-        data_name=_public(data_name),
-        visible=1 - processor.mask_ratio,
-        repository=repository,
-        videos=_videos_text(num_videos),
-        processor=processor,
-        height=processor.crop_size["height"],
-        width=processor.crop_size["width"],
-        targets=", ".join(f"`{name}` ({target['size']} values)" for name, target in config.motion_targets.items()),
-        explained=_explained_text(explained_shares),
-        command=command,
-        **_facts_of_the_run(steps, global_batch_size, seconds, settings),
+    published = _published(facts)
+    sections = result_sections(config, facts, published, results, evaluation)
+    card = ModelCard.from_template(
+        _metadata(facts, published, sections),
+        template_path=str(TEMPLATE),
+        is_classifier=facts.is_classifier,
+        repository=facts.repository,
+        data=_data_text(config, processor, facts, published),
+        classes=_classes_text(config) if facts.is_classifier else None,
+        results=sections,
+        license_text=_license_text(facts, published),
+        **_origin(facts, published),
     )
+    card.text = card.text.rstrip("\n") + "\n"
+    return card
 
 
-def finetuning_card(
-    *,
-    config: Any,
-    processor: Any,
-    start: str | None,
-    data_name: str,
-    num_videos: int | None,
-    steps: int,
-    global_batch_size: int,
-    seconds: float,
-    results: Mapping[str, Any] | None,
-    command: str,
-    settings: Mapping[str, Any],
-    repository: str,
-) -> str:
-    """Return the README.md of a classifier, in Markdown with the Hub's metadata on top, results in it as a model index.
-
-    Args:
-        config: Of the model.
-        processor: That made its inputs.
-        start: What its weights were before; None for random ones.
-        data_name: What it was trained on.
-        num_videos: How many videos that is; None if unknown.
-        steps: Optimizer updates.
-        global_batch_size: Clips in each.
-        seconds: Wall-clock time of training.
-        results: As in `eval_results.json`; None if nothing was measured.
-        command: That was run.
-        settings: Arguments of the run.
-        repository: Name under which the checkpoint is loaded: on the Hub, or a folder (see `local_name`).
-    """
-    names = [config.id2label[number] for number in sorted(config.id2label)]
-    shown = ", ".join(names[:_MAX_CLASSES_SHOWN]) + (", ..." if len(names) > _MAX_CLASSES_SHOWN else "")
-    strides = f"{processor.frame_stride} raw frames apart"
-    return (_FINETUNING_CARD + _RUN_SECTION).format(
-        metadata=_metadata("video-classification", results, repository).to_yaml(),
-        data_name=_public(data_name),
-        classes=f"{len(names)} classes",
-        start="random weights" if start is None else f"the weights of `{local_name(start)}`",
-        repository=repository,
-        videos=_videos_text(num_videos),
-        processor=processor,
-        sampling=strides if processor.frame_sampling == "dense" else "one of each of equal parts of the video",
-        height=processor.crop_size["height"],
-        width=processor.crop_size["width"],
-        names=shown,
-        measured=_results_text(results),
-        command=command,
-        **_facts_of_the_run(steps, global_batch_size, seconds, settings),
-    )
+def _published(facts: TrainingFacts | ConversionFacts) -> PublishedModel | None:
+    name = facts.published if isinstance(facts, ConversionFacts) else None
+    return None if name is None else published_model(name)
 
 
 def _metadata(
-    pipeline: str | None = None, results: Mapping[str, Any] | None = None, repository: str = ""
+    facts: TrainingFacts | ConversionFacts, published: PublishedModel | None, sections: Sequence[ResultSection]
 ) -> ModelCardData:
+    figures = [figure for section in sections for figure in section.figures if math.isfinite(figure.metric_value)]
     options: dict[str, Any] = {}
-    if results is not None:
-        data = {"dataset_type": Path(results["dataset"]).name, "dataset_name": _public(results["dataset"])}
-        figures = [
-            EvalResult("video-classification", metric_type="accuracy", metric_name=name, metric_value=value, **data)
-            for name, value in (("top-1 accuracy", results["top1"]), ("top-5 accuracy", results["top5"]))
-        ]
-        options = {"model_name": Path(repository).name, "eval_results": figures}
+    if figures:
+        options = {"model_name": Path(facts.repository).name or "mme", "eval_results": figures}
+    if any(figure.metric_type == "accuracy" for figure in figures):
+        options["metrics"] = ["accuracy"]
+    if isinstance(facts, TrainingFacts):
+        options |= {"license": facts.license, "datasets": [facts.dataset] if facts.dataset else None}
+        if facts.base_model:
+            options |= {"base_model": facts.base_model, "base_model_relation": "finetune"}
+    else:
+        options["license"] = published_license()["id"] if published else "unknown"
+    task = VIDEO_CLASSIFICATION if facts.is_classifier else FEATURE_EXTRACTION
     return ModelCardData(
         library_name="transformers",
-        license="apache-2.0",
-        pipeline_tag=pipeline,
+        pipeline_tag=task["task_type"],
         tags=["video", "masked-motion-encoding", "mme_hf"],
         **options,
     )
 
 
-def _videos_text(num_videos: int | None) -> str:
-    return "a stream of videos" if num_videos is None else counted(num_videos, "video")
-
-
-def _facts_of_the_run(
-    steps: int, global_batch_size: int, seconds: float, settings: Mapping[str, Any]
-) -> dict[str, Any]:
+def _origin(facts: TrainingFacts | ConversionFacts, published: PublishedModel | None) -> dict[str, Any]:
+    """Return title and summary of a card, and what its last section says of how the weights came to be."""
+    if isinstance(facts, TrainingFacts):
+        return {
+            "title": f"Masked Motion Encoding, {_past(facts.task)} on {facts.data_name}",
+            "summary": _summary(facts),
+            "origin_title": "Run",
+            "origin": facts.in_words(),
+            "command": facts.command,
+            "settings": _settings_rows(facts.settings),
+        }
+    left_out = f"; {counted(facts.left_out, 'tensor')} of it left out" if facts.left_out else ""
+    versions = f", with {in_words(facts.versions)}" if facts.versions else ""
+    origin = f"From `{facts.source}`, layout {facts.layout}{left_out}{versions}."
+    if published is not None:
+        origin += f"\n`examples/configs/{published.recipe}` is the recipe of its training in this package."
+    name = f"{_past(published.task)} on {published.data}" if published else f"converted from {facts.source}"
     return {
-        "updates": counted(steps, "update"),
-        "clips": counted(global_batch_size, "clip"),
-        "minutes": seconds / 60,
-        "machine": _machine(),
-        "version": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "settings": "\n".join(
-            f"| `{name}` | `{value}` |" for name, value in settings.items() if value not in (None, {})
-        ),
+        "title": f"Masked Motion Encoding, {name}",
+        "summary": _summary(facts),
+        "origin_title": "Conversion",
+        "origin": origin,
+        "command": facts.command,
+        "settings": [],
     }
 
 
-def local_name(folder: str | Path) -> str:
-    """Return how a folder is named for who stands where the run was started, without the folders of this machine.
-
-    A relative path stays as it is, an absolute one becomes relative; of one that leads elsewhere only the end is told.
-    """
-    path = Path(folder)
-    if path.is_absolute():
-        here = Path.cwd()
-        path = path.relative_to(here) if path.is_relative_to(here) else Path("path/to", path.name)
-    return path.as_posix()
+def _past(task: str) -> str:
+    return "pre-trained" if task == "pretraining" else "fine-tuned"
 
 
-def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as a card may show them: without tokens, and of a path on this machine only the last part."""
-    return {name: _public(value) for name, value in settings.items() if "token" not in name}
-
-
-def public_command(arguments: Sequence[str]) -> str:
-    """Return a command line as a card may show it, see `public_settings`."""
-    shown, is_secret = [], False
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if not is_secret and not (name.startswith("--") and "token" in name):
-            shown.append(name + equals + _public(value) if name.startswith("--") else _public(argument))
-        # "--hub_token X" hides the next word too, "--hub_token=X" is one word.
-        is_secret = not is_secret and name.startswith("--") and "token" in name and not equals
-    return shlex.join(shown)
-
-
-def _public(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return public_settings(value)
-    if isinstance(value, list | tuple):
-        return [_public(item) for item in value]
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        with suppress(json.JSONDecodeError):  # a name may begin like that too
-            return json.dumps(public_settings(json.loads(value)))
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-
-def _explained_text(shares: Mapping[str, float] | None) -> str:
-    if shares is None:
-        return "Nothing was measured on held-out clips, so nothing is claimed."
-    rows = "\n".join(f"| {name} | {share:.3f} |" for name, share in shares.items())
+def _summary(facts: TrainingFacts | ConversionFacts) -> str:
+    start = ""
+    if isinstance(facts, TrainingFacts):
+        start = "random weights" if facts.start is None else f"the weights of `{facts.start}`"
+    if facts.is_classifier:
+        begun = f" Its training started from {start}." if start else ""
+        return f"A video transformer ({_METHOD}) that tells classes of videos apart.{begun}"
+    if facts.task == "encoder":
+        return f"The encoder of a video transformer, for the model family of {_METHOD}."
+    begun = f" Training started from {start}." if start else ""
     return (
-        "Explained share of each target: 1 - squared error / squared error of always predicting the training mean,\n"
-        "over masked tokens that count. 0 is no better than the mean, negative is worse.\n\n"
-        f"| target | explained share |\n|---|---|\n{rows}"
+        "A video transformer that was shown a part of the patches of a sparsely sampled clip and trained to predict "
+        f"how the points in the hidden rest move, and what shape is around them ({_METHOD}). No labels were used."
+        f"{begun}"
     )
 
 
-def _results_text(results: Mapping[str, Any] | None) -> str:
-    if results is None:
-        return "Nothing was measured on videos that it was not trained on, so nothing is claimed."
-    videos = f"{_public(results['dataset'])}, {counted(results['num_videos'], 'video')}"
-    return (
-        f"On {videos}, {results['views']} views (in time x in space) of each, scores averaged.\n"
-        "The model is the best of those that were judged during training, by these same videos: on others it may do "
-        "worse.\n\n"
-        f"| top-1 | top-5 |\n|---|---|\n| {results['top1']:.3f} | {results['top5']:.3f} |"
+def _data_text(
+    config: MMEConfig,
+    processor: MMEVideoProcessor,
+    facts: TrainingFacts | ConversionFacts,
+    published: PublishedModel | None,
+) -> str:
+    height, width = processor.crop_size["height"], processor.crop_size["width"]
+    strides = f"{processor.frame_stride} raw frames apart"
+    sampling = strides if processor.frame_sampling == "dense" else "one of each of equal parts of the video"
+    text = f"Clips of {processor.num_frames} frames, {sampling}, {height} x {width} pixels"
+    if facts.task == "pretraining":
+        targets = ", ".join(f"`{name}` ({target['size']} values)" for name, target in config.motion_targets.items())
+        text += f"; {processor.mask_ratio:.0%} of the patches hidden; targets {targets}, from points followed over "
+        text += f"{processor.trajectory_num_steps} raw frames"
+        whose = "here by" if published else "by"
+        text += f", {whose} the tracker `{processor.tracker}`"
+        text += ", in training by the authors' own" if published else ""
+    return f"{_data_words(facts, published)} {text}."
+
+
+def _data_words(facts: TrainingFacts | ConversionFacts, published: PublishedModel | None) -> str:
+    if isinstance(facts, TrainingFacts):
+        videos = "a stream of videos" if facts.num_videos is None else counted(facts.num_videos, "video")
+        return f"{facts.data_name}: {videos}."
+    if published is None:
+        return "What it was trained on is not known here."
+    words = f"{published.data}, {published.num_epochs} epochs of training by the authors."
+    if published.pretraining_data is not None:
+        words += f" Pre-trained before on {published.pretraining_data}, {published.num_pretraining_epochs} epochs."
+    return words
+
+
+def _classes_text(config: MMEConfig) -> str:
+    names = [config.id2label[number] for number in sorted(config.id2label)]
+    if names == [f"LABEL_{number}" for number in range(len(names))]:
+        return f"{len(names)}, whose names the checkpoint does not hold"
+    return ", ".join(names[:_MAX_CLASSES_SHOWN]) + (", ..." if len(names) > _MAX_CLASSES_SHOWN else "")
+
+
+def _license_text(facts: TrainingFacts | ConversionFacts, published: PublishedModel | None) -> str:
+    if isinstance(facts, TrainingFacts):
+        terms = _DATA_TERMS.format(data=facts.data_name)
+        if facts.license is None:
+            return (
+                f"The weights that training started from, `{facts.start}`, decide under which licence these may be "
+                f"used; it is not known here. {terms}"
+            )
+        return f"`{facts.license}`. {terms}"
+    if published is None:
+        return "That of the converted checkpoint, which the file does not tell: ask its authors."
+    data = " and ".join(dict.fromkeys(filter(None, (published.data, published.pretraining_data))))
+    return f"{published_license()['text']} {_DATA_TERMS.format(data=data)}"
+
+
+def _settings_rows(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    # A bar would end the cell, a line break the table.
+    rows = ((name, str(value)) for name, value in settings.items() if value not in (None, {}))
+    return [(name, " ".join(value.replace("|", "\\|").split())) for name, value in rows]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(contents, dict):
+        raise ValueError(f"{path} holds no JSON object.")
+    return contents
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Render the card of a folder anew; a mistake ends it with one line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mme_hf.model_card",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
+    parser.add_argument("folder", help="Of a run or a conversion.")
+    parser.add_argument("--evaluation", metavar="FILE", help="eval_results.json that examples/evaluate.py wrote.")
+    parser.add_argument("--repository", metavar="NAME", help="Name on the Hub, where it is to be loaded from there.")
+    args = parser.parse_args(argv)
+    try:
+        evaluation = _read_json(Path(args.evaluation)) if args.evaluation else None
+        print(f"wrote {render_model_card(args.folder, evaluation=evaluation, repository=args.repository)}")
+    except (ValueError, OSError, StrictDataclassError) as error:
+        sys.exit(f"model_card: error: {' '.join(str(error).split())}")
 
 
-def _machine() -> str:
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()} ({torch.cuda.device_count()} in the machine)"
-    return f"a CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+__all__ = [
+    "FACTS_FILE",
+    "ConversionFacts",
+    "TrainingFacts",
+    "current_versions",
+    "load_facts",
+    "local_name",
+    "main",
+    "model_card",
+    "public_command",
+    "public_settings",
+    "public_value",
+    "render_model_card",
+    "training_facts",
+    "write_model_card",
+]
+
+if __name__ == "__main__":
+    main()

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from mme_hf import MMEConfig, MMEForPreTraining, MMEForVideoClassification, MMEVideoProcessor
+from mme_hf.published_models import PublishedModel
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "convert_checkpoint.py"
 OVERRIDES = json.dumps({"image_size": 32, "num_frames": 4, "num_attention_heads": 2, "decoder_num_attention_heads": 2})
@@ -77,6 +79,10 @@ def test_classifier_is_written_with_its_processor_and_label_names(script, classi
     processor = MMEVideoProcessor.from_pretrained(folder)
     pixels = processor(torch.zeros(4, 3, 40, 50, dtype=torch.uint8), return_tensors="pt")
     assert model(**pixels).logits.shape == (1, 2)
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.pipeline_tag == "video-classification" and card.data.license == "unknown"
+    assert "so nothing is claimed" in card.text and "From `classifier.pt`" in card.text and "right" in card.text
+    assert str(tmp_path.parent) not in card.content  # nor in the command
 
 
 def test_pretraining_checkpoint_gets_a_processor_whose_labels_the_model_takes(script, pretrained, tmp_path):
@@ -89,6 +95,20 @@ def test_pretraining_checkpoint_gets_a_processor_whose_labels_the_model_takes(sc
     frames = torch.randint(0, 256, (processor.raw_window(), 3, 32, 32), dtype=torch.uint8)
     inputs = processor(frames, return_targets=True, return_tensors="pt")
     assert model(**inputs).loss.isfinite()
+    assert "trained to predict how the points" in (folder / "README.md").read_text()
+
+
+def test_a_published_checkpoint_gets_its_input_and_its_figures(script, classifier, tmp_path, monkeypatch):
+    # The real ones have 86 million parameters; a small one in their place shows what is made of the name.
+    monkeypatch.setattr(PublishedModel, "check_fits", lambda *arguments, **options: None)
+    folder = tmp_path / "out"
+    flags = ["--output_dir", folder, "--config_overrides", OVERRIDES, "--published", "finetune-ssv2"]
+    script.main([str(word) for word in (classifier, *flags)])
+    assert MMEVideoProcessor.from_pretrained(folder).frame_sampling == "segments"
+    (figure,) = ModelCard.load(folder / "README.md").data.eval_results
+    assert (figure.metric_value, figure.metric_name) == (0.715, "top-1 accuracy, 2 x 3 views")
+    script.main([*map(str, (classifier, *flags)), "--processor_options", '{"frame_sampling": "dense"}'])
+    assert MMEVideoProcessor.from_pretrained(folder).frame_sampling == "dense"
 
 
 @pytest.mark.parametrize(
@@ -103,6 +123,9 @@ def test_pretraining_checkpoint_gets_a_processor_whose_labels_the_model_takes(sc
             ["--output_dir", "out", "--processor_options", '{"patch_size": 8}'],
             "patch_size (8) differs from the model's",
         ),
+        (["--output_dir", "out", "--published", "mme"], "published ('mme') is unknown. Known: base-k400, "),
+        (["--output_dir", "out", "--published", "finetune-ucf101"], "has hidden_size 768, the checkpoint 8"),
+        (["--output_dir", "out", "--published", "base-k400"], "is a checkpoint of pretraining, the file is none"),
     ],
 )
 def test_a_mistake_ends_with_one_line(script, classifier, tmp_path, monkeypatch, flags, message):

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 import runs
 import torch
 from conftest import moving_texture, write_video
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
 from small_classifiers import load_script, save_small_classifier
 
 from mme_hf import MMEForVideoClassification, MMEModel, MMEVideoProcessor, open_video
+from mme_hf.model_card import ConversionFacts, main
+from mme_hf.model_card_facts import save_facts
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "evaluate.py"
 NUM_FILES = 3 + 2  # a prime number: does not divide among two processes
@@ -116,6 +119,21 @@ def test_a_model_card_can_carry_the_results(evaluated):
     assert entry["dataset"] == {"type": "mine", "name": "mine", "split": "test"}
     values = {metric["name"]: metric["value"] for metric in entry["metrics"]}
     assert values["top-1 accuracy, 2 x 1 views"] == found["top1"] and len(values) == 4
+
+
+def test_a_model_card_is_rendered_with_the_results(evaluated, model_dir, tmp_path):
+    folder = shutil.copytree(model_dir, tmp_path / "model")
+    facts = ConversionFacts(
+        task="classification", repository="mine", layout="", source="", published=None, left_out=0, command=""
+    )
+    save_facts(folder, facts)
+    found = results(evaluated[0])
+    main([str(folder), "--evaluation", str(evaluated[0] / "eval_results.json")])
+    card = ModelCard.load(folder / "README.md")
+    values = {figure.metric_name: figure.metric_value for figure in card.data.eval_results}
+    assert values["top-1 accuracy, 2 x 1 views"] == found["top1"] and len(values) == 4
+    assert f"| top-1 accuracy | {found['top1']:.3f} |" in card.text and "mine, split test, 4 videos" in card.text
+    assert f"| top-1, frames frozen | {found['motion_sensitivity']['frozen']['top1']:.3f} |" in card.text
 
 
 def test_two_processes_count_every_video_once(videos, model_dir, evaluated, tmp_path):

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from mme_hf import MMEForPreTraining, MMEForVideoClassification, MMEVideoProcessor, preset_config
 from mme_hf.data import load_folder_records
 from mme_hf.data.labelled_clips import build_labelled_loader
+from mme_hf.model_card import render_model_card
 from mme_hf.training.prediction import predict_videos
 
 MODEL = json.loads(runs.SMALL_CLASSIFIER["model_options"])
@@ -76,6 +77,7 @@ def test_it_learns_a_direction_and_leaves_all_that_it_promises(data, tmp_path, m
     assert f"| {results['top1']:.3f} | 1.000 |" in card and str(tmp_path) not in card
     assert "model-index" in card and 'MMEForVideoClassification.from_pretrained("run")' in card
     assert_card_runs(folder, data, tmp_path, monkeypatch)
+    assert render_model_card(folder).read_text() == card
     (bad,) = [json.loads(line) for line in (folder / "bad_videos.jsonl").read_text().splitlines()]
     assert bad["source"] == str(videos / "right" / "broken.mp4")
 

@@ -8,6 +8,7 @@ import runs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mme_hf import MMEForPreTraining, MMEModel, MMEVideoProcessor
+from mme_hf.model_card import render_model_card
 
 
 @pytest.fixture
@@ -40,6 +41,10 @@ def test_a_run_leaves_all_that_it_promises(videos, tmp_path):
     card = (folder / "README.md").read_text()
     assert "| position |" in card and str(tmp_path) not in card
     assert 'MMEModel.from_pretrained("run")' in card  # as seen from where it was started
+    measured = json.loads((folder / "eval_results.json").read_text())
+    assert measured["dataset"] == "videos" and list(measured["explained_share"]) == ["shape", "position"]
+    assert f"| position | {measured['explained_share']['position']:.3f} |" in card
+    assert render_model_card(folder).read_text() == card
     for name in ("motion.png", "motion_tracks.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     # Of the six videos that can be read; a few lines on the screen.

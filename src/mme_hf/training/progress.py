@@ -37,7 +37,7 @@ _OF_ONE_RUN = (
 # What not every run leaves.
 _OF_SOME_RUNS = {
     "motion.png": "target beside prediction",
-    "eval_results.json": "validation accuracy",
+    "eval_results.json": "what it scored",
     "last/": "the model of the last update",
 }
 
