@@ -13,6 +13,8 @@ CORE = sorted(path.stem for path in SOURCE.glob("*_mme.py"))
 ALLOWED = {
     "names_mme": set(),
     "configuration_mme": {"names_mme"},
+    "video_pipeline_mme": set(),
+    "video_reading_mme": set(),
     "tokens_mme": set(),
     "layers_mme": {"configuration_mme", "tokens_mme"},
     "attention_mme": {"configuration_mme", "layers_mme"},
@@ -43,7 +45,7 @@ ALLOWED = {
         "shape_targets_mme",
         "trajectories_mme",
     },
-    "video_inputs_mme": {"point_tracking_mme", "trajectories_mme"},
+    "video_inputs_mme": {"point_tracking_mme", "trajectories_mme", "video_reading_mme"},
     "clip_tracks_mme": {"motion_targets_mme", "point_tracking_mme", "trajectories_mme", "video_inputs_mme"},
     "raw_clips_mme": {
         "clip_tracks_mme",
@@ -63,7 +65,10 @@ ALLOWED = {
         "raw_clips_mme",
         "video_inputs_mme",
         "video_options_mme",
+        "video_pipeline_mme",
+        "video_reading_mme",
     },
+    "remote_code": {"modeling_mme", "video_pipeline_mme", "video_processing_mme"},
     "padding": set(),
     "presets": {"configuration_mme"},
     "video": set(),

@@ -17,8 +17,9 @@ import mme_hf
 from mme_hf.motion import build_tracker
 from mme_hf.motion_targets_mme import REFERENCE_MOTION, histogram_of_gradients
 from mme_hf.trajectories_mme import ClipGeometry, grid_points
-from mme_hf.video_inputs_mme import VIDEO_OPENERS, normalize_frames
+from mme_hf.video_inputs_mme import normalize_frames
 from mme_hf.video_processing_mme import MMEVideoProcessor
+from mme_hf.video_reading_mme import VIDEO_OPENERS
 
 SMALL = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, "num_frames": 4, "frame_stride": 2}
 

@@ -12,6 +12,7 @@ from huggingface_hub.utils import get_session
 
 # What a run makes for others. Its logs name this machine, its reports name files on it.
 PUSHED = (
+    "*_mme.py",
     "README.md",
     "config.json",
     "eval_results.json",
