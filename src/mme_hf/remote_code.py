@@ -38,9 +38,9 @@ def save_with_remote_code(
     """Save a model and its processor together with the code that loads them.
 
     With torch, torchvision and transformers alone, `AutoModel`, `AutoModelForPreTraining`,
-    `AutoModelForVideoClassification` and `AutoVideoProcessor` then load the folder with `trust_remote_code=True`, and so
-    does `pipeline("video-feature-extraction")`; reading files takes torchcodec or av, and transformers'
-    `pipeline("video-classification")` insists on av. Where mme_hf is imported, its own classes are used. Targets of
+    `AutoModelForVideoClassification`, `AutoVideoProcessor` and `pipeline("video-feature-extraction")` then load the
+    folder with `trust_remote_code=True`. Reading files takes torchcodec or av; transformers' own
+    `pipeline("video-classification")` insists on av. Where mme_hf is imported, its classes are used. Targets of
     pre-training need mme_hf: trackers are not part of the code.
 
     Args:
@@ -78,7 +78,9 @@ def carry_remote_code(directory: str | Path) -> list[Path]:
     saved = {name: _read_saved(directory / name) for name in (CONFIG_NAME, VIDEO_PROCESSOR_NAME)}
     kinds = saved[CONFIG_NAME].get("model_type"), saved[VIDEO_PROCESSOR_NAME].get("video_processor_type")
     if kinds != ("mme", "MMEVideoProcessor"):
-        raise ValueError(f"{directory} has a model and a processor of the kinds {kinds}, not ('mme', MMEVideoProcessor).")
+        raise ValueError(
+            f"{directory} holds a model and a processor of the kinds {kinds}, not ('mme', 'MMEVideoProcessor')."
+        )
     saved[CONFIG_NAME] |= {"auto_map": dict(AUTO_MAP), "custom_pipelines": {**CUSTOM_PIPELINES}}
     saved[VIDEO_PROCESSOR_NAME] |= {"auto_map": {"AutoVideoProcessor": AUTO_MAP["AutoVideoProcessor"]}}
     files = [Path(shutil.copyfile(path, directory / path.name)) for path in code_files()]

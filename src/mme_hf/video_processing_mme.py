@@ -51,7 +51,7 @@ from .video_options_mme import (
 from .video_reading_mme import is_encoded, read_frames
 
 if TYPE_CHECKING:
-    # transformers saves remote code by what a file says it imports: with the processor goes the pipeline that it serves.
+    # transformers saves remote code by what a file says it imports: with the processor goes its pipeline.
     from .video_pipeline_mme import VideoFeatureExtractionPipeline  # noqa: F401
 
 

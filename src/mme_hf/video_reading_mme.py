@@ -3,6 +3,7 @@
 import io
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -175,9 +176,9 @@ class PyAVVideo:
 
 def _fetched(url: str) -> bytes:
     try:
-        with urllib.request.urlopen(url, timeout=_SECONDS_TO_WAIT_FOR_A_SERVER) as response:  # noqa: S310 (http alone)
+        with urllib.request.urlopen(url, timeout=_SECONDS_TO_WAIT_FOR_A_SERVER) as response:
             return response.read()
-    except OSError as error:  # urllib's errors are of this kind
+    except (OSError, HTTPException) as error:  # urllib's own errors are of the first kind
         raise OSError(f"the video {url} cannot be fetched: {error}.") from error
 
 
