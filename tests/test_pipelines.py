@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_video
-from transformers import pipeline
+from transformers import ViTConfig, ViTModel, pipeline
 
 from mme_hf import (
     MMEConfig,
@@ -173,10 +173,18 @@ def test_a_pipeline_of_features_is_saved_with_its_processor(folder, tmp_path):
     assert pipeline(FEATURES, model=str(tmp_path), device="cpu")(path) == pytest.approx(extract(path))
 
 
-def test_features_need_an_encoder_and_a_processor(folder):
-    processor = MMEVideoProcessor.from_pretrained(folder)
+def test_a_model_with_a_head_may_be_given_and_is_used_by_its_encoder(folder):
+    classifier = MMEForVideoClassification.from_pretrained(folder)
+    options = {"video_processor": MMEVideoProcessor.from_pretrained(folder), "device": "cpu"}
+    path = str(folder / "a.mp4")
+    expected = pipeline(FEATURES, model=str(folder), device="cpu")(path)
+    assert pipeline(FEATURES, model=classifier, **options)(path) == pytest.approx(expected)
+
+
+def test_features_need_a_model_of_video_and_a_processor(folder):
     with pytest.raises(ValueError, match="needs a video_processor"):
         VideoFeatureExtractionPipeline(model=MMEModel.from_pretrained(folder), device="cpu")
-    classifier = MMEForVideoClassification.from_pretrained(folder)
-    with pytest.raises(ValueError, match="MMEForVideoClassification has none"):
-        pipeline(FEATURES, model=classifier, video_processor=processor, device="cpu")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    other = ViTModel(ViTConfig(**sizes))
+    with pytest.raises(ValueError, match="ViTModel has none"):
+        VideoFeatureExtractionPipeline(model=other, video_processor=MMEVideoProcessor(), device="cpu")

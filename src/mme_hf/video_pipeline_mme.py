@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Pipeline
+from transformers import Pipeline, PreTrainedModel
 
 TASK = "video-feature-extraction"
 
@@ -36,8 +36,8 @@ class VideoFeatureExtractionPipeline(Pipeline):
     _load_processor = False
     _load_video_processor = True
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any):
+        super().__init__(model.base_model, *args, **kwargs)  # of a model with a head its encoder
         if self.video_processor is None:
             raise ValueError(f"{TASK} needs a video_processor. Save one beside the model, or pass video_processor=...")
         if not hasattr(self.model, "get_video_features"):
