@@ -587,6 +587,40 @@ def test_the_keys_of_other_versions_and_trackers_do_not_keep_a_file_from_being_r
         MMEVideoProcessor.from_dict({**options, "fram_stride": 2})
 
 
+def test_a_target_that_only_its_author_has_keeps_nobody_from_making_pixels(processor, tmp_path):
+    for targets in ([{"name": "theirs", "strength": 2}], [{"name": "position", "option_of_tomorrow": 1}]):
+        options = {**processor.to_dict(), "motion_targets": targets}
+        (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(options))
+        again = MMEVideoProcessor.from_pretrained(tmp_path)
+        assert again(noise(4), return_tensors="pt")["pixel_values"].shape == (1, 4, 3, 32, 32)
+        assert again.to_dict()["motion_targets"] == targets
+        for ask in (lambda made=again: made(noise(9), return_targets=True), again.motion_target_config):
+            with pytest.raises(
+                ValueError, match=r"'theirs'\) is unknown. Choose among|has no option option_of_tomorrow"
+            ):
+                ask()
+        # Known ones in their place, or a misspelt one of the user's own.
+        batch = MMEVideoProcessor.from_pretrained(tmp_path, motion_targets=["position"])(noise(9), return_targets=True)
+        assert "labels" in batch
+        with pytest.raises(ValueError, match=r"motion target \('positon'\) is unknown"):
+            MMEVideoProcessor.from_pretrained(tmp_path, motion_targets=["positon"])
+
+
+def test_the_file_of_videomaes_processor_says_how_pixels_are_made_and_not_to_take_all_frames(tmp_path, opener):
+    VideoMAEVideoProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    processor = MMEVideoProcessor.from_pretrained(tmp_path)
+    assert (processor.image_mean, processor.size.shortest_edge) == ([0.5, 0.5, 0.5], 32)
+    # 16 frames, 4 apart, our defaults.
+    frames = noise(100)
+    expected = VideoMAEVideoProcessor.from_pretrained(tmp_path)(frames[19:80:4], return_tensors="pt")["pixel_values"]
+    assert (processor(frames, return_tensors="pt")["pixel_values"] - expected).abs().max() < 1e-5
+    assert MMEVideoProcessor.from_pretrained(tmp_path, do_sample_frames=False).do_sample_frames is False
+    processor = MMEVideoProcessor.from_pretrained(tmp_path)
+    processor.do_sample_frames = False  # and what is saved of our own stays
+    processor.save_pretrained(tmp_path)
+    assert MMEVideoProcessor.from_pretrained(tmp_path).do_sample_frames is False
+
+
 def test_flags_and_boxes_may_be_arrays(processor):
     clips, boxes, flips = [noise(4), noise(4)], [(0, 0, 40, 40), (8, 4, 32, 32)], [True, False]
     expected = processor(clips, crop_box=boxes, flip=flips, return_tensors="pt")["pixel_values"]
