@@ -151,8 +151,7 @@ def exported(models, tmp_path_factory):
 def without_package(exported):
     """What the script says and finds, in a process that has to do without mme_hf."""
     root, _ = exported
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_MODULES_CACHE": str(root / "modules"), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_MODULES_CACHE": str(root / "modules"), "HF_HUB_OFFLINE": "1"}
     script = SCRIPT.format(blocked=BLOCKED)
     result = subprocess.run(
         [sys.executable, "-c", script, str(root)],
@@ -247,7 +246,14 @@ def test_exporting_changes_neither_model_nor_processor(models, tmp_path):
     before = model.config.to_dict(), processor.to_dict()
     save_with_remote_code(model, processor, tmp_path, max_shard_size="20KB")
     assert (model.config.to_dict(), processor.to_dict()) == before
+    assert MMEVideoProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
     assert (tmp_path / "model.safetensors.index.json").is_file()  # the option went to the model
+
+
+def test_names_of_labels_keep_the_order_of_their_numbers(tmp_path):
+    config = MMEConfig(**CONFIG, num_labels=12)
+    save_with_remote_code(MMEForVideoClassification(config), MMEVideoProcessor(**PROCESSOR), tmp_path)
+    assert list(MMEConfig.from_pretrained(tmp_path).id2label) == list(range(12))
 
 
 def test_a_saved_folder_gets_its_code_later(models, tmp_path):

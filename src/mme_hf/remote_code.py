@@ -85,7 +85,8 @@ def carry_remote_code(directory: str | Path) -> list[Path]:
     saved[VIDEO_PROCESSOR_NAME] |= {"auto_map": {"AutoVideoProcessor": AUTO_MAP["AutoVideoProcessor"]}}
     files = [Path(shutil.copyfile(path, directory / path.name)) for path in code_files()]
     for name, content in saved.items():
-        text = json.dumps(content, indent=2, sort_keys=True) + "\n"  # as transformers writes it
+        # Sorted as transformers does, but not inside: as text, label 10 would come before label 2.
+        text = json.dumps(dict(sorted(content.items())), indent=2) + "\n"
         (directory / name).write_text(text, encoding="utf-8")
     return files
 

@@ -59,10 +59,15 @@ class VideoFeatureExtractionPipeline(Pipeline):
         return_tensors: bool | None = None,
         processor_kwargs: dict[str, Any] | None = None,
     ) -> tuple[dict, dict, dict]:
-        given = {"pool": pool, "layer": layer, "return_tensors": return_tensors}
-        given = {name: value for name, value in given.items() if value is not None}
-        return_tensors = {name: given.pop(name) for name in ["return_tensors"] if name in given}
-        return {} if processor_kwargs is None else {"processor_kwargs": processor_kwargs}, given, return_tensors
+        def given(**options: Any) -> dict[str, Any]:
+            # What is not given must be left out: it would take the place of what the pipeline was made with.
+            return {name: value for name, value in options.items() if value is not None}
+
+        return (
+            given(processor_kwargs=processor_kwargs),
+            given(pool=pool, layer=layer),
+            given(return_tensors=return_tensors),
+        )
 
     def preprocess(self, video: Any, processor_kwargs: dict[str, Any] | None = None) -> Any:
         """Return `pixel_values` of one video, in the model's floating point type."""

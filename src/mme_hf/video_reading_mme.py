@@ -176,7 +176,8 @@ class PyAVVideo:
 
 def _fetched(url: str) -> bytes:
     try:
-        with urllib.request.urlopen(url, timeout=_SECONDS_TO_WAIT_FOR_A_SERVER) as response:
+        request = urllib.request.Request(url, headers={"User-Agent": "mme_hf"})  # some refuse urllib's own
+        with urllib.request.urlopen(request, timeout=_SECONDS_TO_WAIT_FOR_A_SERVER) as response:
             return response.read()
     except (OSError, HTTPException) as error:  # urllib's own errors are of the first kind
         raise OSError(f"the video {url} cannot be fetched: {error}.") from error
