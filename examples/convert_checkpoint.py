@@ -25,6 +25,7 @@ from mme_hf.checkpoints import Conversion, convert_and_report
 from mme_hf.hub import PushError, create_repository, push_folder
 from mme_hf.model_card import ConversionFacts, local_name, public_command, write_model_card
 from mme_hf.published_models import published_model, published_models
+from mme_hf.training.checkpointing import save_result
 from mme_hf.training.parsing import mapping_of
 from mme_hf.training.setup import check_output_dir
 
@@ -52,6 +53,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--published", metavar="NAME", help=f"Which of the authors' checkpoints it is: {', '.join(published_models())}."
+    )
+    parser.add_argument(
+        "--with_remote_code",
+        action="store_true",
+        help="Save the code beside the model, so that it loads without mme_hf (trust_remote_code=True).",
     )
     parser.add_argument("--push_to_hub", action="store_true", help="Push the folder to the Hub.")
     parser.add_argument("--hub_model_id", help="Repository to push to. Default: the output folder's name.")
@@ -131,8 +137,7 @@ def convert(args: argparse.Namespace) -> Conversion:
             )
         set_label_names(conversion.model.config, names)
     processor = processor_for(conversion, options)
-    conversion.model.save_pretrained(args.output_dir)
-    processor.save_pretrained(args.output_dir)
+    save_result(conversion.model, processor, args.output_dir, with_remote_code=args.with_remote_code)
     return conversion
 
 

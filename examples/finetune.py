@@ -40,6 +40,7 @@ from mme_hf.training import (
     parse_arguments,
     put_earlier_run_aside,
     run_update,
+    save_result,
     scaled_learning_rate,
     set_up_logging,
 )
@@ -225,8 +226,8 @@ class Finetuning:
         return step * self.global_batch_size / (self.records.num_records * self.args.samples_per_video)
 
     def _save_model(self, folder: Path, weights: dict) -> None:
-        self.model.save_pretrained(folder, state_dict={**weights})  # which it empties
-        self.processor.save_pretrained(folder)
+        options = {"with_remote_code": self.args.with_remote_code, "state_dict": {**weights}}  # which is emptied
+        save_result(self.model, self.processor, folder, **options)
 
     def _save_checkpoint(self) -> None:
         self.state.save(

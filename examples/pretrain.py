@@ -44,6 +44,7 @@ from mme_hf.training import (
     put_earlier_run_aside,
     report_explained_share,
     run_update,
+    save_result,
     scaled_learning_rate,
     set_up_logging,
 )
@@ -186,8 +187,7 @@ class Pretraining:
     def finish(self) -> None:
         """Measure on held-out clips; save the model, its processor, a card and a picture."""
         if self.accelerator.is_main_process:
-            self.model.save_pretrained(self.output_dir)
-            self.processor.save_pretrained(self.output_dir)
+            save_result(self.model, self.processor, self.output_dir, with_remote_code=self.args.with_remote_code)
         results = self._held_out_results() if self.held_out_records else None
         if self.accelerator.is_main_process:
             write_model_card(self.output_dir, self._facts(), results)

@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from .names_mme import check_names
+from .names_mme import KEYS_NOT_KEPT, check_names
 
 # What a target's head may end in; the model maps each name to a function.
 TARGET_ACTIVATIONS = ("linear", "sigmoid", "tanh")
@@ -123,6 +123,7 @@ class MMEConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         # transformers keeps what it does not know, for files of other versions; a misspelt field would go unread.
         check_names("MMEConfig", kwargs, _known_names(), misspelt_only=True)
+        kwargs = {name: value for name, value in kwargs.items() if name not in KEYS_NOT_KEPT}
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
         if isinstance(self.motion_targets, list):

@@ -15,6 +15,7 @@ from huggingface_hub.utils import filter_repo_objects, get_session
 
 # What a run makes for others. Its logs name this machine, its reports name files on it.
 PUSHED = (
+    "*_mme.py",
     "README.md",
     "config.json",
     "eval_results.json",

@@ -6,6 +6,9 @@ from difflib import get_close_matches
 # Likeness from which a name is one of ours misspelt and nobody else's: "fram_stride" has 0.96; "min_frames", an option
 # of other processors in transformers, 0.8 with "num_frames".
 _MISSPELT = 0.85
+# Keys of a saved file that say where its remote code is, filled by importing `mme_hf`: the package needs none, and in a
+# folder that it saves they would name files that are not there.
+KEYS_NOT_KEPT: set[str] = set()
 
 
 def check_names(

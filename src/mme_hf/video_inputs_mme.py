@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,64 +19,12 @@ from transformers.video_utils import VideoMetadata
 
 from .point_tracking_mme import check_finite, constant_on
 from .trajectories_mme import ClipGeometry
+from .video_reading_mme import is_encoded
 
 logger = logging.get_logger(__name__)
 
-# "auto" -> a function that opens a path or bytes as a reader (num_frames, average_fps, frames_at, close). Empty until
-# `mme_hf` is imported: the exported core must not depend on a decoder. Without it transformers' own decoding is used.
-VIDEO_OPENERS: dict[str, Callable[[Any], Any]] = {}
-
 CropBox = tuple[int, int, int, int]
 _NUM_CHANNELS = frozenset((1, 3, 4))
-
-
-def is_encoded(source: Any) -> bool:
-    """Return whether a video still has to be decoded: a path, URL, bytes, file object or torchcodec decoder."""
-    return (
-        isinstance(source, str | Path | bytes | bytearray | memoryview)
-        or hasattr(source, "get_frames_at")
-        or hasattr(source, "read")
-    )
-
-
-def read_frames(
-    source: Any, sampler: Callable[[VideoMetadata], np.ndarray] | None, fetch_videos: Callable[..., Any]
-) -> tuple[Any, VideoMetadata]:
-    """Return the frames that `sampler` chooses, of which only these are decoded, and what is known of the video.
-
-    Args:
-        source: What `is_encoded` accepts.
-        sampler: Frame indices for a video; None for all frames.
-        fetch_videos: transformers' own decoding, for URLs and where no opener is registered.
-
-    Raises:
-        ValueError: If only mme_hf's readers can open the source, and they are not registered.
-    """
-
-    def choose(video: VideoMetadata) -> list[int]:
-        indices = np.arange(video.total_num_frames) if sampler is None else sampler(video)
-        video.frames_indices = [int(index) for index in indices]
-        return video.frames_indices
-
-    if hasattr(source, "get_frames_at"):  # a torchcodec VideoDecoder, which `datasets` yields
-        known = source.metadata
-        video = VideoMetadata(total_num_frames=known.num_frames, fps=known.average_fps, video_backend="torchcodec")
-        return source.get_frames_at(indices=choose(video)).data, video
-    is_url = isinstance(source, str) and source.startswith(("http://", "https://"))
-    opener = VIDEO_OPENERS.get("auto")
-    if opener is None or is_url:
-        if not isinstance(source, str | Path):
-            raise ValueError(
-                f"a video given as {type(source).__name__} needs the readers of mme_hf: "
-                "install mme_hf (pip install mme_hf) and `import mme_hf`, or give a path."
-            )
-        return fetch_videos(str(source), sample_indices_fn=lambda metadata, **_: np.array(choose(metadata)))
-    reader = opener(source)
-    try:
-        video = VideoMetadata(total_num_frames=reader.num_frames, fps=reader.average_fps)
-        return reader.frames_at(choose(video)), video
-    finally:
-        reader.close()
 
 
 def as_frames(source: Any, input_data_format: str | None, convert_to_rgb: Callable | None) -> torch.Tensor:

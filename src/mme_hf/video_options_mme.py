@@ -11,7 +11,7 @@ from transformers.processing_utils import VideosKwargs
 from .frame_sampling_mme import FRAME_SAMPLINGS
 from .masking_mme import check_mask_ratio, check_mask_type, check_motion_strength
 from .motion_targets_mme import build_targets
-from .names_mme import check_names
+from .names_mme import KEYS_NOT_KEPT, check_names
 from .trajectories_mme import POINT_LAYOUTS, TRACKERS, check_options
 
 CAMERA_MOTION: tuple[str, ...] = ("keep", "remove")
@@ -65,6 +65,18 @@ class MMEVideoProcessorKwargs(VideosKwargs, total=False):
 def is_of_a_file(options: Mapping[str, Any]) -> bool:
     """Return whether options come from a saved processor rather than from a user's hand."""
     return not _KEYS_OF_A_FILE.isdisjoint(options)
+
+
+def options_of_file(saved: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """Return saved options as `owner` takes them.
+
+    The file of another model's processor, such as VideoMAE's, says how pixels are made. That it leaves the choice of
+    frames to its user (`do_sample_frames` is False) is no choice of that user.
+    """
+    options = {name: value for name, value in saved.items() if name not in KEYS_NOT_KEPT}
+    if saved.get("video_processor_type", owner) != owner:
+        options.pop("do_sample_frames", None)
+    return options
 
 
 def check_option_names(owner: str, given: Mapping[str, Any], known: Collection[str]) -> None:
@@ -137,7 +149,6 @@ def check_processor_options(options: Any) -> None:
         raise ValueError(f"mask_ratio ({options.mask_ratio!r}) must be a number between 0 and 1, such as 0.7.")
     check_mask_ratio(options.mask_ratio)
     check_motion_strength(options.motion_mask_strength)
-    build_targets(options.motion_targets, cell_size_px=options.cell_size_px)
 
 
 def _check_scales(options: Any) -> None:
@@ -149,7 +160,7 @@ def _check_scales(options: Any) -> None:
 
 
 def check_target_sizes(options: Any) -> None:
-    """Raise ValueError if a target cannot be had at these sizes, or has a teacher that cannot be found."""
+    """Raise ValueError if a target is unknown, cannot be had at these sizes, or has a teacher that cannot be found."""
     for target in build_targets(options.motion_targets, cell_size_px=options.cell_size_px).values():
         target.size(target_config(options))
 

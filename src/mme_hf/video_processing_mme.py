@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from .motion_targets_mme import build_targets
 from .names_mme import check_names
 from .raw_clips_mme import RawClips, cut_raw_clip, inputs_of, join_raw_clips
 from .video_inputs_mme import (
-    VIDEO_OPENERS,  # noqa: F401 (mme_hf fills it here)
     CropBox,
     as_frames,
     clip_geometry,
@@ -28,14 +27,12 @@ from .video_inputs_mme import (
     fitting_window,
     flatten_batch,
     flip_flags,
-    is_encoded,
     needed_raw_frames,
     normalize_frames,
     one_per_clip,
     raw_frame_numbers,
     raw_frame_sampler,
     raw_window,
-    read_frames,
     take_frames,
 )
 from .video_options_mme import (
@@ -48,8 +45,14 @@ from .video_options_mme import (
     check_tracker,
     is_of_a_file,
     named_targets,
+    options_of_file,
     target_config,
 )
+from .video_reading_mme import is_encoded, read_frames
+
+if TYPE_CHECKING:
+    # transformers saves remote code by what a file says it imports: with the processor goes its pipeline.
+    from .video_pipeline_mme import VideoFeatureExtractionPipeline  # noqa: F401
 
 
 class MMEVideoProcessor(BaseVideoProcessor):
@@ -97,7 +100,7 @@ class MMEVideoProcessor(BaseVideoProcessor):
             kwargs["motion_targets"] = named_targets(kwargs["motion_targets"])
         super().__init__(**kwargs)
         check_processor_options(self)
-        # A saved processor may name a tracker or a teacher that only its author has: it still makes pixels.
+        # A saved processor may name a tracker, target or teacher that only its author has: it still makes pixels.
         if not is_of_a_file(kwargs):
             check_tracker(self.tracker, self.tracker_options)
             check_target_sizes(self)
@@ -106,7 +109,9 @@ class MMEVideoProcessor(BaseVideoProcessor):
     def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs: Any) -> "MMEVideoProcessor":
         """Return a processor with saved options, and others in place of some; transformers drops misspelt ones."""
         check_names(cls.__name__, kwargs, cls.valid_kwargs.__annotations__, misspelt_only=True)
-        return super().from_dict(video_processor_dict, **kwargs)
+        if kwargs.get("motion_targets") is not None:
+            build_targets(named_targets(kwargs["motion_targets"]))  # those of a file may be its author's own
+        return super().from_dict(options_of_file(video_processor_dict, cls.__name__), **kwargs)
 
     def raw_window(self, frame_stride: int | None = None) -> int:
         """Return how many raw frames one sample needs, those of its tracks included.
@@ -356,7 +361,7 @@ class MMEVideoProcessor(BaseVideoProcessor):
         """Return the wanted frames of one video as (T, C, H, W), and what is known of it."""
         to_rgb = self.convert_to_rgb if options.do_convert_rgb else None
         if is_encoded(source):
-            frames, video = read_frames(source, sampler, self.fetch_videos)
+            frames, video = read_frames(source, sampler)
             frames = as_frames(frames, options.input_data_format, to_rgb)
         else:
             frames = as_frames(source, options.input_data_format, to_rgb)

@@ -69,7 +69,8 @@ def test_classifier_is_written_with_its_processor_and_label_names(script, classi
     (tmp_path / name).write_text(text)
     folder = tmp_path / "out"
     flags = ["--output_dir", folder, "--config_overrides", OVERRIDES, "--id2label", tmp_path / name]
-    script.main([str(word) for word in (classifier, *flags)])
+    script.main([str(word) for word in (classifier, *flags, "--with_remote_code")])
+    assert (folder / "modeling_mme.py").is_file() and "auto_map" in json.loads((folder / "config.json").read_text())
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["layout      MME or VideoMAE classifier", "class       MMEForVideoClassification"]
     assert "left out    nothing" in lines

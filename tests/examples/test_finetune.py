@@ -47,9 +47,11 @@ def test_it_learns_a_direction_and_leaves_all_that_it_promises(data, tmp_path, m
     shutil.copytree(data["train_dir"], videos)
     (videos / "right" / "broken.mp4").write_bytes(b"no video")
     flags = {"train_dir": videos, "validation_dir": data["validation_dir"], "max_bad_fraction": 0.1, **PLAIN}
-    flags |= {"num_train_epochs": 18, "per_device_train_batch_size": 16, "learning_rate": 0.2}
+    flags |= {"num_train_epochs": 18, "per_device_train_batch_size": 16, "learning_rate": 0.2, "with_remote_code": True}
     output = runs.finish(runs.start(tmp_path / "run", script=runs.FINETUNE, **flags))
     folder = tmp_path / "run"
+    assert (folder / "modeling_mme.py").is_file()
+    assert "AutoModelForVideoClassification" in json.loads((folder / "config.json").read_text())["auto_map"]
 
     results = json.loads((folder / "eval_results.json").read_text())
     assert results["top1"] >= 0.9

@@ -23,10 +23,13 @@ def videos(video_folder, tmp_path):
 def test_a_run_leaves_all_that_it_promises(videos, tmp_path):
     (videos / "right" / "broken.mp4").write_bytes(b"no video")
     flags = {"max_train_steps": 3, "per_device_train_batch_size": 7, "held_out_fraction": 0.2, "max_bad_fraction": 0.2}
+    flags |= {"with_remote_code": True}
     output = runs.finish(runs.start(tmp_path / "run", train_dir=videos, logging_steps=1, **flags))
     folder = tmp_path / "run"
 
     # What opens it.
+    assert (folder / "modeling_mme.py").is_file()
+    assert "AutoModelForPreTraining" in json.loads((folder / "config.json").read_text())["auto_map"]
     model = MMEForPreTraining.from_pretrained(folder)
     processor = MMEVideoProcessor.from_pretrained(folder)
     assert model.config.motion_targets == processor.motion_target_config()

@@ -2,7 +2,7 @@
 
 from .arguments import ExtractionArguments, PretrainingArguments
 from .batch_inputs import BatchInputs
-from .checkpointing import latest_checkpoint
+from .checkpointing import latest_checkpoint, save_result
 from .evaluation import MeanPredictor, NothingToExplainError, explained_share
 from .held_out import report_explained_share
 from .optimization import (
@@ -39,6 +39,7 @@ __all__ = [
     "put_earlier_run_aside",
     "report_explained_share",
     "run_update",
+    "save_result",
     "scaled_learning_rate",
     "set_up_logging",
 ]

@@ -151,6 +151,9 @@ class LoopArguments(PushArguments):
     logging_steps: int = flag(1, "Updates between two logged values.")
     with_tracking: bool = flag(True, "Log to report_to; --no_with_tracking turns it off.")
     report_to: str = flag("tensorboard", "Tracker of accelerate: tensorboard, wandb, ...")
+    with_remote_code: bool = flag(
+        False, "Save the code beside the model, so that it loads without mme_hf (trust_remote_code=True)."
+    )
     hub_model_id: str | None = flag(None, "Repository to push to. Default: the output folder's name.")
 
     def check_loop(self) -> None:

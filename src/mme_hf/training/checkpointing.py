@@ -1,6 +1,6 @@
 """Checkpoints that are whole or absent, whenever the run is killed.
 
-Everything is written to `checkpoint-N.partial`, flushed to disk, and renamed to `checkpoint-N` at last: a folder under
+A checkpoint is written to `checkpoint-N.partial`, flushed to disk and renamed to `checkpoint-N` at last: a folder under
 its final name is complete. Folders under another name are rubbish of a killed run and are removed by the next save.
 """
 
@@ -15,6 +15,10 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from transformers import PreTrainedModel
+
+from ..remote_code import carry_remote_code
+from ..video_processing_mme import MMEVideoProcessor
 
 STATE_FILE = "trainer_state.json"
 _COMPLETE = re.compile(r"checkpoint-(\d+)")
@@ -107,6 +111,24 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: str | Path) -> None:
             f"resume_from_checkpoint ({str(checkpoint)!r}) does not fit this model. Use the same preset and "
             f"model_options as before. {error}"
         ) from error
+
+
+def save_result(
+    model: PreTrainedModel, processor: MMEVideoProcessor, folder: str | Path, *, with_remote_code: bool, **options: Any
+) -> None:
+    """Save what a run has made: the model, the processor of its inputs, and on request the code that loads both.
+
+    Args:
+        model: One of ours.
+        processor: Its processor.
+        folder: Where to.
+        with_remote_code: Whether the folder is to load without mme_hf too.
+        **options: Passed to the model's `save_pretrained`.
+    """
+    model.save_pretrained(folder, **options)
+    processor.save_pretrained(folder)
+    if with_remote_code:
+        carry_remote_code(folder)
 
 
 def _complete_checkpoints(output_dir: Path) -> list[Path]:
