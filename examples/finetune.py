@@ -49,6 +49,7 @@ from mme_hf.training.finetuning_setup import (
     announce_finetuning,
     build_classifier,
     build_mixed_inputs,
+    check_what_is_sharded,
     choose_what_is_trained,
     exported_weights,
     load_labelled_records,
@@ -56,6 +57,7 @@ from mme_hf.training.finetuning_setup import (
 )
 from mme_hf.training.mixing import UnlabelledVideoError
 from mme_hf.training.setup import check_output_dir, num_decoding_workers, schedule_lengths, use_all_cores
+from mme_hf.training.sharding import prepare_to_train, whole_model
 from mme_hf.training.validation import BestModel, Judge
 from mme_hf.wording import counted
 
@@ -82,6 +84,7 @@ class Finetuning:
         self.records, self.validation_records = load_labelled_records(args)
         self.model, self.processor = build_classifier(args, self.records)
         choose_what_is_trained(args, self.model)
+        check_what_is_sharded(args, self.accelerator)
         self.inputs_of = build_mixed_inputs(args, self.model.config.num_labels, self.accelerator.device)
         self.num_workers = num_decoding_workers(args.dataloader_num_workers)
         batches_per_update = self.accelerator.num_processes * args.gradient_accumulation_steps
@@ -103,7 +106,7 @@ class Finetuning:
         self.average = build_average(self.model, args.ema_decay, device=self.accelerator.device)
         # What is judged and saved.
         self.result_model = self.model if self.average is None else self.average.module
-        self.prepared_model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.prepared_model, self.optimizer = prepare_to_train(self.accelerator, self.model, optimizer)
         self.best = BestModel(keeps_weights=self.is_main)
         self.accelerator.register_for_checkpointing(*filter(None, (self.best, self.average)))
         self.settings = settings_of_finetuning(
@@ -183,16 +186,19 @@ class Finetuning:
 
     def finish(self) -> None:
         """Save the best model and the last one, what the best one scored, and a card."""
+        last, results = exported_weights(whole_model(self.result_model)), None
         if self.is_main:
-            last, results = exported_weights(self.result_model), None
             if self.best.result is None:
                 self._save_model(self.output_dir, last)
             else:
                 self._save_model(self.output_dir, self.best.weights)
                 self._save_model(self.output_dir / "last", last)
                 views = f"{self.args.num_eval_segments} x {self.args.num_eval_crops}"
-                what = {"views": views, "dataset": self.validation_records.name}
-                results = {**dataclasses.asdict(self.best.result), **what}
+                results = {
+                    **dataclasses.asdict(self.best.result),
+                    "views": views,
+                    "dataset": self.validation_records.name,
+                }
                 (self.output_dir / "eval_results.json").write_text(json.dumps(results, indent=1) + "\n")
             (self.output_dir / "README.md").write_text(self._card(results), encoding="utf-8")
             announce_result(self.output_dir, report_to=self.args.report_to if self.args.with_tracking else None)

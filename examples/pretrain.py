@@ -60,6 +60,7 @@ from mme_hf.training.setup import (
     train_sampling,
     use_all_cores,
 )
+from mme_hf.training.sharding import prepare_to_train, whole_model
 from mme_hf.visualization import draw_motion_prediction, liveliest_clip
 from mme_hf.wording import counted
 
@@ -106,7 +107,7 @@ class Pretraining:
             num_training_steps=self.num_steps,
             min_learning_rate=scaled_learning_rate(args.min_learning_rate, self.global_batch_size),
         )
-        self.prepared_model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.prepared_model, self.optimizer = prepare_to_train(self.accelerator, self.model, optimizer)
         self.settings = settings_of_the_batches(
             args, self.processor, self.records, self.held_out_fraction, self.accelerator.num_processes
         )
@@ -128,9 +129,8 @@ class Pretraining:
             cursor=self.state.cursor,
         )
         self.bad_videos = self._bad_video_log(self.records, "bad_videos.jsonl")
-        self.bad_held_out_videos = None
-        if self.held_out_records:
-            self.bad_held_out_videos = self._bad_video_log(self.held_out_records, "bad_held_out_videos.jsonl")
+        held_out = self.held_out_records
+        self.bad_held_out_videos = self._bad_video_log(held_out, "bad_held_out_videos.jsonl") if held_out else None
         if args.push_to_hub and is_main:
             self.repository = create_repository(self.repository, token=args.hub_token)
         if args.with_tracking:
@@ -185,6 +185,7 @@ class Pretraining:
 
     def finish(self) -> None:
         """Measure on held-out clips; save the model, its processor, a card and a picture."""
+        self.model = whole_model(self.model)
         if self.accelerator.is_main_process:
             self.model.save_pretrained(self.output_dir)
             self.processor.save_pretrained(self.output_dir)
@@ -250,8 +251,9 @@ class Pretraining:
         held_out_clips = self._held_out_loader(self.held_out_records.limited(self.args.max_eval_videos), num_epochs=1)
         batches = [self.inputs_of.each(clips) for clips in (islice(training_clips, num_batches), held_out_clips)]
         shares = report_explained_share(self.accelerator, self.model, *batches, self.bad_held_out_videos)
-        values = {f"held_out/explained_{name}": shares[name] for name in shares or ()}
-        self.accelerator.log(values, step=self.state.step)
+        self.accelerator.log(
+            {f"held_out/explained_{name}": shares[name] for name in shares or ()}, step=self.state.step
+        )
         return shares
 
     def _held_out_loader(self, records: VideoRecords, **options):

@@ -1,0 +1,114 @@
+"""A model whose blocks are sharded over two processes (FSDP2) takes the step of a whole one, and is saved whole."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import multiprocessing
+
+from mme_hf import MMEConfig, MMEForPreTraining, MMEForVideoClassification
+from mme_hf.attention_mme import MMELayer
+
+SMALL = {"image_size": 32, "num_frames": 4, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL |= {"intermediate_size": 48, "decoder_hidden_size": 24, "decoder_num_attention_heads": 2, "num_labels": 3}
+SMALL |= {"decoder_intermediate_size": 48, "motion_targets": {"flow": {"size": 3, "activation": "linear", "weight": 2}}}
+# name -> (class, configuration, whether activations are computed twice, clips of each of the two processes)
+CASES = {
+    "pre-training": (MMEForPreTraining, {}, False, (2, 2)),
+    "pre-training, activations computed twice": (MMEForPreTraining, {}, True, (2, 2)),
+    "pre-training, one process without clips": (MMEForPreTraining, {}, False, (4, 0)),
+    "classification": (MMEForVideoClassification, {}, False, (2, 2)),
+    "classification, activations computed twice": (MMEForVideoClassification, {}, True, (2, 2)),
+    "classification, one process without clips": (MMEForVideoClassification, {}, False, (4, 0)),
+    "attentive classification": (MMEForVideoClassification, {"use_attentive_pooling": True}, False, (2, 2)),
+}
+NUM_CLIPS, LEARNING_RATE = 4, 0.1
+
+
+def model_of(case):
+    model_class, changes, is_checkpointed, _ = CASES[case]
+    torch.manual_seed(0)
+    model = model_class(MMEConfig(**SMALL, **changes)).train()
+    if is_checkpointed:
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        assert all(layer.gradient_checkpointing for layer in model.mme.layers)
+    return model
+
+
+def batch_of(case):
+    generator = torch.Generator().manual_seed(1)
+    batch = {"pixel_values": torch.randn(NUM_CLIPS, 4, 3, 32, 32, generator=generator)}
+    if CASES[case][0] is MMEForVideoClassification:
+        return {**batch, "labels": torch.tensor([0, 2, 1, 2])}
+    is_masked = torch.tensor([1, 0, 0, 1, 0, 1, 1, 0], dtype=torch.bool).expand(NUM_CLIPS, -1)
+    counts = torch.rand(NUM_CLIPS, 8, 1, generator=generator) > 0.3
+    labels = torch.randn(NUM_CLIPS, 8, 3, generator=generator)
+    return {**batch, "bool_masked_pos": is_masked, "labels": labels, "target_mask": counts}
+
+
+def take_a_step(model, batch, share=1.0):
+    """Return loss and gradients of a batch, the loss weighted by `share`, and take an SGD step."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    loss = model(**batch).loss * share
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    gradients = {name: getattr(grad, "full_tensor", grad.clone)() for name, grad in gradients.items()}
+    optimizer.step()
+    return loss.detach(), gradients
+
+
+def run_sharded(rank, case, folder):
+    """Take the step with this process' clips; the first process saves what came of it."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = dist.init_device_mesh("cpu", (2,))
+    model = model_of(case)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    for module in model.modules():
+        if isinstance(module, MMELayer):
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    held = sum(parameter.to_local().numel() for parameter in model.parameters()) / num_parameters
+    sizes = CASES[case][3]
+    first = sum(sizes[:rank])
+    own = {name: tensor[first : first + sizes[rank]] for name, tensor in batch_of(case).items()}
+    # Gradients are averaged over processes, so each has the weight of its clips.
+    loss, gradients = take_a_step(model, own, share=len(own["labels"]) * 2 / NUM_CLIPS)
+    dist.all_reduce(loss)
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if rank == 0:
+        model.save_pretrained(folder / case, state_dict=weights)
+        torch.save({"loss": loss / 2, "gradients": gradients, "held": held}, folder / case / "step.pt")
+
+
+def run_all(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    for case in CASES:
+        run_sharded(rank, case, folder)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    multiprocessing.spawn(run_all, (folder,), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_sharded_step_is_that_of_the_whole_model(sharded, case):
+    result = torch.load(sharded / case / "step.pt")
+    model = model_of(case)
+    loss, gradients = take_a_step(model, batch_of(case))
+    # Each process holds half, but for parameters of an odd length.
+    assert 0.4 < result["held"] < 0.6
+    torch.testing.assert_close(result["loss"], loss)
+    assert result["gradients"].keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert gradient.any(), name
+        torch.testing.assert_close(result["gradients"][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+    loaded, report = CASES[case][0].from_pretrained(sharded / case, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], weight, rtol=1e-4, atol=1e-6, msg=name)
