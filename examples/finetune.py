@@ -49,7 +49,6 @@ from mme_hf.training.finetuning_setup import (
     announce_finetuning,
     build_classifier,
     build_mixed_inputs,
-    check_what_is_sharded,
     choose_what_is_trained,
     exported_weights,
     load_labelled_records,
@@ -84,7 +83,6 @@ class Finetuning:
         self.records, self.validation_records = load_labelled_records(args)
         self.model, self.processor = build_classifier(args, self.records)
         choose_what_is_trained(args, self.model)
-        check_what_is_sharded(args, self.accelerator)
         self.inputs_of = build_mixed_inputs(args, self.model.config.num_labels, self.accelerator.device)
         self.num_workers = num_decoding_workers(args.dataloader_num_workers)
         batches_per_update = self.accelerator.num_processes * args.gradient_accumulation_steps
@@ -106,7 +104,7 @@ class Finetuning:
         self.average = build_average(self.model, args.ema_decay, device=self.accelerator.device)
         # What is judged and saved.
         self.result_model = self.model if self.average is None else self.average.module
-        self.prepared_model, self.optimizer = prepare_to_train(self.accelerator, self.model, optimizer)
+        self.prepared_model, self.optimizer = prepare_to_train(args, self.accelerator, self.model, optimizer)
         self.best = BestModel(keeps_weights=self.is_main)
         self.accelerator.register_for_checkpointing(*filter(None, (self.best, self.average)))
         self.settings = settings_of_finetuning(
@@ -194,11 +192,8 @@ class Finetuning:
                 self._save_model(self.output_dir, self.best.weights)
                 self._save_model(self.output_dir / "last", last)
                 views = f"{self.args.num_eval_segments} x {self.args.num_eval_crops}"
-                results = {
-                    **dataclasses.asdict(self.best.result),
-                    "views": views,
-                    "dataset": self.validation_records.name,
-                }
+                what = {"views": views, "dataset": self.validation_records.name}
+                results = {**dataclasses.asdict(self.best.result), **what}
                 (self.output_dir / "eval_results.json").write_text(json.dumps(results, indent=1) + "\n")
             (self.output_dir / "README.md").write_text(self._card(results), encoding="utf-8")
             announce_result(self.output_dir, report_to=self.args.report_to if self.args.with_tracking else None)

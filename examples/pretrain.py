@@ -107,7 +107,7 @@ class Pretraining:
             num_training_steps=self.num_steps,
             min_learning_rate=scaled_learning_rate(args.min_learning_rate, self.global_batch_size),
         )
-        self.prepared_model, self.optimizer = prepare_to_train(self.accelerator, self.model, optimizer)
+        self.prepared_model, self.optimizer = prepare_to_train(args, self.accelerator, self.model, optimizer)
         self.settings = settings_of_the_batches(
             args, self.processor, self.records, self.held_out_fraction, self.accelerator.num_processes
         )
@@ -124,7 +124,6 @@ class Pretraining:
         self.train_loader = self._loader(
             self.records,
             train_sampling(args, self.held_out_fraction),
-            batch_size=args.per_device_train_batch_size,
             shuffle_buffer_size=args.shuffle_buffer_size,
             cursor=self.state.cursor,
         )
@@ -234,6 +233,7 @@ class Pretraining:
             stored_tracks=self.stored_tracks if records is self.records or self.held_out_fraction else None,
             pin_memory=self.accelerator.device.type == "cuda",
             **{
+                "batch_size": self.args.per_device_train_batch_size,
                 "num_workers": self.num_workers,
                 "process_index": self.accelerator.process_index,
                 "num_processes": self.accelerator.num_processes,
@@ -246,14 +246,12 @@ class Pretraining:
         num_batches = -(-self.args.num_baseline_clips // self.global_batch_size) * self.args.gradient_accumulation_steps
         # Training frames alone, but fresh crops and times. A stream is read once: `datasets` sleeps after each pass.
         options = {"seed": self.args.seed + 1, "num_epochs": 1 if self.records.num_records is None else None}
-        options |= {"sampling": train_sampling(self.args, self.held_out_fraction)}
-        training_clips = self._loader(self.records, batch_size=self.args.per_device_train_batch_size, **options)
+        training_clips = self._loader(self.records, train_sampling(self.args, self.held_out_fraction), **options)
         held_out_clips = self._held_out_loader(self.held_out_records.limited(self.args.max_eval_videos), num_epochs=1)
         batches = [self.inputs_of.each(clips) for clips in (islice(training_clips, num_batches), held_out_clips)]
         shares = report_explained_share(self.accelerator, self.model, *batches, self.bad_held_out_videos)
-        self.accelerator.log(
-            {f"held_out/explained_{name}": shares[name] for name in shares or ()}, step=self.state.step
-        )
+        explained = {f"held_out/explained_{name}": shares[name] for name in shares or ()}
+        self.accelerator.log(explained, step=self.state.step)
         return shares
 
     def _held_out_loader(self, records: VideoRecords, **options):

@@ -8,8 +8,6 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -188,17 +186,6 @@ def choose_what_is_trained(args: FinetuningArguments, model: MMEForVideoClassifi
             raise ValueError(f"freeze ({num_blocks}) is more than the {len(model.mme.layers)} blocks of the model.")
         for module in (model.mme.embeddings, *model.mme.layers[:num_blocks]):
             module.requires_grad_(False)
-
-
-def check_what_is_sharded(args: FinetuningArguments, accelerator: Accelerator) -> None:
-    """Raise ValueError if parameters are to be spread over processes (FSDP) and one of the flags cannot have that."""
-    if accelerator.distributed_type == DistributedType.FSDP:
-        for name in ("ema_decay", "lora_rank"):
-            if getattr(args, name):
-                raise ValueError(
-                    f"{name} ({getattr(args, name)}) needs whole parameters, and accelerate is configured for FSDP. "
-                    "Leave one of them out."
-                )
 
 
 def add_lora(model: MMEForVideoClassification, rank: int, alpha: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -15,13 +15,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+# Flags of fine-tuning that work on the parameters themselves.
+_NEEDS_WHOLE_PARAMETERS = ("ema_decay", "lora_rank")
+
+
 def prepare_to_train(
-    accelerator: Accelerator, model: PreTrainedModel, optimizer: torch.optim.Optimizer
+    args: Any, accelerator: Accelerator, model: PreTrainedModel, optimizer: torch.optim.Optimizer
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Return model and optimizer as Accelerate prepares them, alone, on copies (DDP) or on shares (FSDP2).
 
+    Args:
+        args: Of the run.
+        accelerator: Says which.
+        model: To train.
+        optimizer: Of the model's parameters.
+
     Raises:
-        ValueError: If Accelerate is configured for something that the training loop cannot do.
+        ValueError: If Accelerate is configured for something that the training loop, or a flag, cannot do.
     """
     kind = accelerator.distributed_type
     if kind == DistributedType.DEEPSPEED:
@@ -33,6 +43,12 @@ def prepare_to_train(
         raise ValueError(
             "accelerate is configured for FSDP version 1, whose parameters are not the model's own. Set fsdp_version "
             "to 2, as examples/configs/accelerate/fsdp2.yaml does."
+        )
+    wanted = [name for name in _NEEDS_WHOLE_PARAMETERS if getattr(args, name, None)]
+    if kind == DistributedType.FSDP and wanted:
+        raise ValueError(
+            f"{wanted[0]} ({getattr(args, wanted[0])}) needs whole parameters, which a process does not have where "
+            "accelerate is configured for FSDP. Leave one of them out."
         )
     return accelerator.prepare(model, optimizer)
 
