@@ -407,6 +407,8 @@ class MMEDecoder(nn.Module):
 class MMEForPreTraining(MMEPreTrainedModel):
     """The encoder with a small decoder that predicts the motion of hidden tokens."""
 
+    _fsdp_plan: ClassVar[dict[str, str]] = {"decoder.layers.*": "free_full_weight"}
+
     def __init__(self, config: MMEConfig):
         super().__init__(config)
         self.mme = MMEModel(config)

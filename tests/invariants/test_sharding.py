@@ -1,12 +1,16 @@
 """A model whose blocks are sharded over two processes (FSDP2) takes the step of a whole one, and is saved whole."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate.utils import DistributedType
 from torch import multiprocessing
 
 from mme_hf import MMEConfig, MMEForPreTraining, MMEForVideoClassification
 from mme_hf.attention_mme import MMELayer
+from mme_hf.training.sharding import prepare_to_train, whole_model
 
 SMALL = {"image_size": 32, "num_frames": 4, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 SMALL |= {"intermediate_size": 48, "decoder_hidden_size": 24, "decoder_num_attention_heads": 2, "num_labels": 3}
@@ -21,6 +25,8 @@ CASES = {
     "classification, one process without clips": (MMEForVideoClassification, {}, False, (4, 0)),
     "attentive classification": (MMEForVideoClassification, {"use_attentive_pooling": True}, False, (2, 2)),
 }
+# Newer versions of transformers shard while they load.
+HAS_DISTRIBUTED_LOADING = hasattr(MMEForPreTraining, "fsdp_plan")
 NUM_CLIPS, LEARNING_RATE = 4, 0.1
 
 
@@ -76,9 +82,35 @@ def run_sharded(rank, case, folder):
     loss, gradients = take_a_step(model, own, share=len(own["labels"]) * 2 / NUM_CLIPS)
     dist.all_reduce(loss)
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    check_whole(whole_model(model.eval()), model)
     if rank == 0:
         model.save_pretrained(folder / case, state_dict=weights)
         torch.save({"loss": loss / 2, "gradients": gradients, "held": held}, folder / case / "step.pt")
+
+
+def check_whole(copy, model):
+    """Check that a copy is of the model's own class and needs no other process, and that making it draws nothing."""
+    generator_state = torch.get_rng_state()
+    assert type(copy) in (MMEForPreTraining, MMEForVideoClassification) and not copy.training
+    for (name, whole), share in zip(copy.named_parameters(), model.parameters(), strict=True):
+        assert type(whole) is torch.nn.Parameter and torch.equal(whole, share.full_tensor()), name
+    for (name, own), buffer in zip(copy.named_buffers(), model.buffers(), strict=True):
+        assert torch.equal(own, buffer), name
+    whole_model(model)
+    assert torch.equal(torch.get_rng_state(), generator_state)
+
+
+def load_sharded(rank, folder):
+    """Let transformers shard a saved model while it loads, and note its units."""
+    from torch.distributed.fsdp import FSDPModule
+    from transformers.distributed import DistributedConfig
+
+    for case in ("pre-training", "classification"):
+        model = CASES[case][0].from_pretrained(folder / case, distributed_config=DistributedConfig(fsdp_size=2))
+        units = [name for name, module in model.named_modules() if isinstance(module, FSDPModule)]
+        loss = model(**batch_of(case)).loss.detach()
+        if rank == 0:
+            torch.save({"units": units, "loss": loss}, folder / case / "loaded.pt")
 
 
 def run_all(rank, folder):
@@ -86,6 +118,9 @@ def run_all(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     for case in CASES:
         run_sharded(rank, case, folder)
+    dist.barrier()  # the first process saves what both load
+    if HAS_DISTRIBUTED_LOADING:
+        load_sharded(rank, folder)
     dist.destroy_process_group()
 
 
@@ -112,3 +147,38 @@ def test_a_sharded_step_is_that_of_the_whole_model(sharded, case):
     assert not report["missing_keys"] and not report["unexpected_keys"]
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], weight, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.skipif(not HAS_DISTRIBUTED_LOADING, reason="this version of transformers does not shard while it loads")
+@pytest.mark.parametrize("case", ["pre-training", "classification"])
+def test_a_model_that_transformers_shards_while_it_loads_has_the_same_units_and_loss(sharded, case):
+    result = torch.load(sharded / case / "loaded.pt")
+    blocks = [name for name, module in model_of(case).named_modules() if isinstance(module, MMELayer)]
+    assert result["units"] == ["", *blocks]
+    model = CASES[case][0].from_pretrained(sharded / case)
+    torch.testing.assert_close(result["loss"], model(**batch_of(case)).loss.detach())
+
+
+def test_a_model_that_is_not_sharded_is_whole():
+    model = model_of("pre-training")
+    assert whole_model(model) is model
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_fsdp2", "flags", "message"),
+    [
+        (DistributedType.DEEPSPEED, False, {}, "configured for DeepSpeed.*fsdp2.yaml"),
+        (DistributedType.FSDP, False, {}, "FSDP version 1.*Set fsdp_version to 2"),
+        (DistributedType.FSDP, True, {"ema_decay": 0.9}, r"ema_decay \(0.9\) needs whole parameters"),
+        (DistributedType.FSDP, True, {"ema_decay": None, "lora_rank": 4}, r"lora_rank \(4\) needs whole parameters"),
+        (DistributedType.FSDP, True, {"ema_decay": None, "lora_rank": None}, None),
+        (DistributedType.MULTI_GPU, False, {"ema_decay": 0.9}, None),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(kind, is_fsdp2, flags, message):
+    accelerator = SimpleNamespace(distributed_type=kind, is_fsdp2=is_fsdp2, prepare=lambda *parts: parts)
+    if message is None:
+        assert prepare_to_train(SimpleNamespace(**flags), accelerator, "model", "optimizer") == ("model", "optimizer")
+    else:
+        with pytest.raises(ValueError, match=message):
+            prepare_to_train(SimpleNamespace(**flags), accelerator, "model", "optimizer")
