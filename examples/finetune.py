@@ -56,6 +56,7 @@ from mme_hf.training.finetuning_setup import (
 )
 from mme_hf.training.mixing import UnlabelledVideoError
 from mme_hf.training.setup import check_output_dir, num_decoding_workers, schedule_lengths, use_all_cores
+from mme_hf.training.sharding import prepare_to_train, whole_model
 from mme_hf.training.validation import BestModel, Judge
 from mme_hf.wording import counted
 
@@ -103,7 +104,7 @@ class Finetuning:
         self.average = build_average(self.model, args.ema_decay, device=self.accelerator.device)
         # What is judged and saved.
         self.result_model = self.model if self.average is None else self.average.module
-        self.prepared_model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.prepared_model, self.optimizer = prepare_to_train(args, self.accelerator, self.model, optimizer)
         self.best = BestModel(keeps_weights=self.is_main)
         self.accelerator.register_for_checkpointing(*filter(None, (self.best, self.average)))
         self.settings = settings_of_finetuning(
@@ -183,8 +184,8 @@ class Finetuning:
 
     def finish(self) -> None:
         """Save the best model and the last one, what the best one scored, and a card."""
+        last, results = exported_weights(whole_model(self.result_model)), None
         if self.is_main:
-            last, results = exported_weights(self.result_model), None
             if self.best.result is None:
                 self._save_model(self.output_dir, last)
             else:

@@ -61,6 +61,7 @@ from mme_hf.training.setup import (
     train_sampling,
     use_all_cores,
 )
+from mme_hf.training.sharding import prepare_to_train, whole_model
 from mme_hf.visualization import draw_motion_prediction, liveliest_clip
 from mme_hf.wording import counted
 
@@ -107,7 +108,7 @@ class Pretraining:
             num_training_steps=self.num_steps,
             min_learning_rate=scaled_learning_rate(args.min_learning_rate, self.global_batch_size),
         )
-        self.prepared_model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.prepared_model, self.optimizer = prepare_to_train(args, self.accelerator, self.model, optimizer)
         self.settings = settings_of_the_batches(
             args, self.processor, self.records, self.held_out_fraction, self.accelerator.num_processes
         )
@@ -124,14 +125,12 @@ class Pretraining:
         self.train_loader = self._loader(
             self.records,
             train_sampling(args, self.held_out_fraction),
-            batch_size=args.per_device_train_batch_size,
             shuffle_buffer_size=args.shuffle_buffer_size,
             cursor=self.state.cursor,
         )
         self.bad_videos = self._bad_video_log(self.records, "bad_videos.jsonl")
-        self.bad_held_out_videos = None
-        if self.held_out_records:
-            self.bad_held_out_videos = self._bad_video_log(self.held_out_records, "bad_held_out_videos.jsonl")
+        held_out = self.held_out_records
+        self.bad_held_out_videos = self._bad_video_log(held_out, "bad_held_out_videos.jsonl") if held_out else None
         if args.push_to_hub and is_main:
             self.repository = create_repository(self.repository, **args.hub_options)
         if args.with_tracking:
@@ -186,6 +185,7 @@ class Pretraining:
 
     def finish(self) -> None:
         """Measure on held-out clips; save the model, its processor, a card and a picture."""
+        self.model = whole_model(self.model)
         if self.accelerator.is_main_process:
             save_result(self.model, self.processor, self.output_dir, with_remote_code=self.args.with_remote_code)
         results = self._held_out_results() if self.held_out_records else None
@@ -233,6 +233,7 @@ class Pretraining:
             stored_tracks=self.stored_tracks if records is self.records or self.held_out_fraction else None,
             pin_memory=self.accelerator.device.type == "cuda",
             **{
+                "batch_size": self.args.per_device_train_batch_size,
                 "num_workers": self.num_workers,
                 "process_index": self.accelerator.process_index,
                 "num_processes": self.accelerator.num_processes,
@@ -245,13 +246,12 @@ class Pretraining:
         num_batches = -(-self.args.num_baseline_clips // self.global_batch_size) * self.args.gradient_accumulation_steps
         # Training frames alone, but fresh crops and times. A stream is read once: `datasets` sleeps after each pass.
         options = {"seed": self.args.seed + 1, "num_epochs": 1 if self.records.num_records is None else None}
-        options |= {"sampling": train_sampling(self.args, self.held_out_fraction)}
-        training_clips = self._loader(self.records, batch_size=self.args.per_device_train_batch_size, **options)
+        training_clips = self._loader(self.records, train_sampling(self.args, self.held_out_fraction), **options)
         held_out_clips = self._held_out_loader(self.held_out_records.limited(self.args.max_eval_videos), num_epochs=1)
         batches = [self.inputs_of.each(clips) for clips in (islice(training_clips, num_batches), held_out_clips)]
         shares = report_explained_share(self.accelerator, self.model, *batches, self.bad_held_out_videos)
-        values = {f"held_out/explained_{name}": shares[name] for name in shares or ()}
-        self.accelerator.log(values, step=self.state.step)
+        explained = {f"held_out/explained_{name}": shares[name] for name in shares or ()}
+        self.accelerator.log(explained, step=self.state.step)
         return shares and {"dataset": public_value(self.held_out_records.name), "explained_share": shares}
 
     def _held_out_loader(self, records: VideoRecords, **options):

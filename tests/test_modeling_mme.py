@@ -465,7 +465,6 @@ def test_loaded_patch_embeddings_are_not_amplified_again(tmp_path):
 
 
 def test_trainer_and_data_parallel_attributes():
-    assert MMEForPreTraining.accepts_loss_kwargs is False
     assert MMEForPreTraining.main_input_name == "pixel_values"
     assert MMEForPreTraining._no_split_modules == ["MMEEmbeddings", "MMELayer"]
     assert MMEConfig().keys_to_ignore_at_inference == ["target_losses"]

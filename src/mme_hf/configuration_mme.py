@@ -92,6 +92,8 @@ class MMEConfig(PreTrainedConfig):
     model_type = "mme"
     # A mapping of scalars, which Trainer.predict could not stack.
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["target_losses"]
+    # What `from_pretrained(..., distributed_config=)` shards: each block is a unit, the rest one more.
+    base_model_fsdp_plan: ClassVar[dict[str, str]] = {"layers.*": "free_full_weight"}
 
     image_size: int | list[int] | tuple[int, int] = 224
     patch_size: int = 16

@@ -54,6 +54,15 @@ _FINAL_LAYERNORM = {"layernorm.weight", "layernorm.bias"}
 _HEAD_ACTIVATIONS: dict[str, type[nn.Module]] = {"linear": nn.Identity, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 
 
+def _share_of_update(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int) -> torch.Tensor:
+    """Return the share that a batch's labels have of all in an update: of its loss, if that is to be one large batch's.
+
+    Counted as the Trainer counts, which leaves out -100. An update of no clips has no labels, and not nan for a share.
+    """
+    num_items = torch.as_tensor(num_items_in_batch, device=labels.device)
+    return labels.ne(-100).sum() / num_items.clamp(min=1)
+
+
 def _check_input_names(model: nn.Module, kwargs: dict) -> None:
     """Raise ValueError for a misspelt input, which would be taken for an option of some attention."""
     if not torch.compiler.is_compiling():
@@ -398,8 +407,7 @@ class MMEDecoder(nn.Module):
 class MMEForPreTraining(MMEPreTrainedModel):
     """The encoder with a small decoder that predicts the motion of hidden tokens."""
 
-    # The Trainer would otherwise leave it to the model to divide the loss by the accumulation steps.
-    accepts_loss_kwargs = False
+    _fsdp_plan: ClassVar[dict[str, str]] = {"decoder.layers.*": "free_full_weight"}
 
     def __init__(self, config: MMEConfig):
         super().__init__(config)
@@ -436,13 +444,17 @@ class MMEForPreTraining(MMEPreTrainedModel):
                 by side in the order of `config.motion_targets`. Values of tokens that do not count may be anything.
             target_mask: True where a label counts, bool, shape (batch_size, num_tokens) for all targets or
                 (batch_size, num_tokens, num_targets) one by one. Default: every token counts.
-            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and options of the attention.
+            **kwargs: `num_items_in_batch`, which the Trainer gives: how many numbers the `labels` of all batches of
+                an update have; `loss` is then multiplied by the share that this batch has of them, so that it adds up
+                to the loss of one large batch. `target_losses` stay those of this batch. And `output_hidden_states`,
+                `output_attentions`, `return_dict`, and options of the attention.
 
         Raises:
             ValueError: If no mask is given, it hides nothing or everything, a shape does not fit, or an input is
                 misspelt.
         """
         _check_input_names(self, kwargs)
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         num_tokens = self.mme.check_inputs(pixel_values, bool_masked_pos, masked_indices)
         if masked_indices is None:
             if bool_masked_pos is None:
@@ -459,6 +471,8 @@ class MMEForPreTraining(MMEPreTrainedModel):
         if labels is not None:
             target_losses = self.target_losses(logits, labels, masked_indices, target_mask)
             loss = sum(self.config.motion_targets[name]["weight"] * value for name, value in target_losses.items())
+            if num_items_in_batch is not None:
+                loss = loss * _share_of_update(labels, num_items_in_batch).to(loss.device)
         return MMEForPreTrainingOutput(
             loss=loss,
             logits=logits,
@@ -611,20 +625,19 @@ class MMEForVideoClassification(MMEPreTrainedModel):
     def _loss(
         self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
     ) -> torch.Tensor:
+        if len(labels) == 0:
+            # Its mean would be nan, and a process without clips must keep step with the others.
+            return logits.sum()
         is_mixed = self.config.problem_type == "single_label_classification" and labels.is_floating_point()
         if is_mixed:
-            # Their mean would not be a number for no clips, and a process without one must keep step with the others.
-            losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-            loss = losses.sum() / max(len(losses), 1)
+            loss = nn.functional.cross_entropy(logits, labels)
         else:
             loss = self.loss_function(labels, logits, self.config, num_items_in_batch=num_items_in_batch)
         # The call above has told a problem_type that was not given.
         if num_items_in_batch is None or (self.config.problem_type == "single_label_classification" and not is_mixed):
             return loss
         # transformers divides by num_items_in_batch for class numbers alone, and the Trainer relies on it for all.
-        if isinstance(num_items_in_batch, torch.Tensor):
-            num_items_in_batch = num_items_in_batch.to(loss.device)
-        return loss * (labels.numel() / num_items_in_batch)
+        return loss * _share_of_update(labels, num_items_in_batch)
 
 
 __all__ = ["MMEForPreTraining", "MMEForVideoClassification", "MMEModel", "MMEPreTrainedModel"]

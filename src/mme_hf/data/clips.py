@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +18,8 @@ from ..video.sampling import evenly_spaced_starts, random_start
 from .augmentation import CropBox, center_crop_box, cut_path, happens, multi_scale_crop_box, random_path
 from .bad_videos import BadVideo
 from .ordering import RecordCursor, RecordRequest
+from .rows import RowReading
+from .undecoded import openable, source_name
 
 if TYPE_CHECKING:
     from ..video_processing_mme import MMEVideoProcessor
@@ -114,21 +115,54 @@ class ClipResult:
 
 
 class VideoDataset(Dataset):
-    """Opens the videos that `RecordRequest`s name; what becomes of them is told by `samples_of`.
+    """Opens videos that `RecordRequest`s name, or row numbers; what becomes of them is told by `samples_of`.
 
     Args:
         records: The videos.
         reader: Backend of `open_video`.
+        **row_options: `seed` and `max_bad_fraction` of what is read by row numbers, as `RowReading` takes them.
     """
 
-    def __init__(self, records: VideoRecords, reader: str = "auto"):
+    def __init__(self, records: VideoRecords, reader: str = "auto", **row_options: Any):
         self.name = records.name
         self.reader = reader
         # A stream's records come with their requests; only rows are looked up here.
         self.rows = None if records.num_records is None else records.dataset
+        self.row_reading = RowReading(records.num_records or 0, **row_options)
 
-    def __getitem__(self, request: RecordRequest) -> ClipResult:
-        """Return the samples of one video, or the cause why it cannot be read."""
+    def __len__(self) -> int:
+        """Return the number of videos.
+
+        Raises:
+            TypeError: If they are a stream, which cannot be read by row numbers either.
+        """
+        if self.rows is None:
+            raise TypeError(
+                f"{self.name} is a stream: its length is not known, and it has no rows to be read by number."
+            )
+        return self.row_reading.num_rows
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch rows are read for: another one has other crops, times, flips and masks."""
+        self.row_reading.epoch = epoch
+
+    def __getitem__(self, request: RecordRequest | int) -> ClipResult:
+        """Return the samples of one video, or the cause why it cannot be read.
+
+        Of a request whoever made it counts bad videos; of row numbers this data set does.
+
+        Raises:
+            TooManyBadVideosError: If too many rows could not be read.
+        """
+        if isinstance(request, RecordRequest):
+            return self._result(request)
+        len(self)  # a stream has no rows
+        result = self._result(self.row_reading.request(request))
+        if result.bad_video is not None:
+            self.row_reading.report(request, result.bad_video)
+        return result
+
+    def _result(self, request: RecordRequest) -> ClipResult:
         record = request.record if isinstance(request.record, Mapping) else self.rows[request.record]
         source = source_name(record["video"], self.name, request.record)
         generator = torch.Generator().manual_seed(request.seed)
@@ -161,6 +195,7 @@ class ClipDataset(VideoDataset):
         return_targets: Whether to make masks, labels and target masks.
         targets_on: Where these are made: here, or on the "device" of the model, of the raw clips that are then sent.
         stored_tracks: Where tracks are read; None to track on line.
+        **row_options: As `VideoDataset` takes them.
     """
 
     def __init__(
@@ -172,9 +207,10 @@ class ClipDataset(VideoDataset):
         return_targets: bool = True,
         targets_on: TargetsOn = "workers",
         stored_tracks: StoredTracks | None = None,
+        **row_options: Any,
     ):
         self.sampling = sampling or ClipSampling()
-        super().__init__(records, self.sampling.reader)
+        super().__init__(records, self.sampling.reader, **row_options)
         self.processor = processor
         self.return_targets = return_targets
         self.sends_raw_clips = sends_raw_clips(return_targets, targets_on)
@@ -312,6 +348,18 @@ class ClipCollator:
             "next_cursor": results[-1].next_cursor,
         }
 
+    def model_inputs(self, results: Sequence[ClipResult]) -> dict[str, torch.Tensor]:
+        """Return the model's keyword arguments alone: a `data_collator` for transformers' Trainer.
+
+        Raises:
+            ValueError: If samples are raw clips.
+        """
+        if self.sends_raw_clips:
+            raise ValueError(
+                "targets_on ('device') sends raw clips, of which a Trainer cannot make inputs: use 'workers'."
+            )
+        return self(results)["inputs"]
+
 
 def sends_raw_clips(return_targets: bool, targets_on: TargetsOn) -> bool:
     """Return whether workers hand over raw clips rather than the model's inputs.
@@ -334,38 +382,3 @@ def _empty_inputs(processor: MMEVideoProcessor, return_targets: bool) -> dict[st
     generator = torch.Generator().manual_seed(0)
     inputs = processor(grey_frame(processor), return_targets=return_targets, generator=generator, return_tensors="pt")
     return {name: tensor[:0].clone() for name, tensor in inputs.items()}
-
-
-def openable(video: Mapping[str, Any]) -> str | bytes:
-    """Return what `open_video` is given for the undecoded video of a record: its path, or its bytes.
-
-    Raises:
-        OSError: If it has to be fetched and is not there.
-    """
-    if video["bytes"] is not None:
-        return video["bytes"]
-    path = video["path"]
-    if "://" not in path:
-        return path
-    # A streamed record's path may be a URL, also of a file inside an archive ("zip://a.mp4::https://..."). It is read
-    # whole: a clip's many small reads would each cost a round trip, and not every server can seek.
-    from datasets.utils.file_utils import xopen
-
-    with xopen(path, "rb") as file:
-        return file.read()
-
-
-def source_name(video: Mapping[str, Any], dataset_name: str, record: int | Mapping[str, Any]) -> str:
-    """Return how messages name the undecoded video of a record.
-
-    Args:
-        video: The video.
-        dataset_name: Name of its data set.
-        record: Its row number, or a stream's whole record.
-    """
-    if video["path"] and (video["bytes"] is None or "://" in video["path"]):
-        return video["path"]
-    # Embedded videos often share a file name, or have none; the place in the data set tells them apart.
-    # A stream's order differs from epoch to epoch, so there the content has to name it.
-    place = record if isinstance(record, int) else blake2b(video["bytes"], digest_size=6).hexdigest()
-    return f"{dataset_name}[{place}]" + (f" ({video['path']})" if video["path"] else "")

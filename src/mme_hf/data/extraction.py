@@ -18,8 +18,8 @@ from ..motion import MotionParameters, Tracker, extract_motion
 from ..motion.stored import FORMAT_VERSION
 from ..video import VideoReadError, open_video
 from .bad_videos import BadVideo
-from .clips import openable, source_name
 from .stored_tracks import SHARD_FOLDER, bad_video_row, makes_the_same_tracks, motion_row, shard_path
+from .undecoded import openable, source_name
 
 if TYPE_CHECKING:
     from .records import VideoRecords

@@ -189,10 +189,11 @@ class LabelledClipDataset(VideoDataset):
         records: The videos, labelled or not.
         processor: Resizes and normalises; says how many frames a clip has, and which.
         sampling: Which clips are made.
+        **row_options: As `VideoDataset` takes them.
     """
 
-    def __init__(self, records: VideoRecords, processor: MMEVideoProcessor, sampling: ViewSampling):
-        super().__init__(records, sampling.reader)
+    def __init__(self, records: VideoRecords, processor: MMEVideoProcessor, sampling: ViewSampling, **row_options: Any):
+        super().__init__(records, sampling.reader, **row_options)
         self.processor = processor
         self.sampling = sampling
 
@@ -307,6 +308,18 @@ class LabelledCollator:
             "num_records": len(results),
             "next_cursor": results[-1].next_cursor,
         }
+
+    def model_inputs(self, results: Sequence[ClipResult]) -> dict[str, torch.Tensor]:
+        """Return the model's keyword arguments alone: a `data_collator` for transformers' Trainer.
+
+        Raises:
+            ValueError: If a video has no label.
+        """
+        batch = self(results)
+        for source, label in zip(batch["sources"], batch["labels"].tolist(), strict=True):
+            if label == NO_LABEL:
+                raise ValueError(f"{source} has no label, so there is no loss to make of it. Leave it out.")
+        return {"pixel_values": batch["pixel_values"], "labels": batch["labels"]}
 
 
 def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:

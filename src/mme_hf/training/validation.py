@@ -15,6 +15,7 @@ from .held_out import watched
 from .metrics import classification_metrics
 from .mixing import UnlabelledVideoError
 from .prediction import VideoPredictions, predict_videos
+from .sharding import whole_model
 from .updates import NonFiniteLossError
 
 logger = logging.getLogger(__name__)
@@ -149,15 +150,15 @@ class Judge:
             UnlabelledVideoError: If a video has no label.
             NonFiniteLossError: If a score is not finite, as after an update that was too large.
         """
-        batches = watched(self.batches, self.bad_videos)
-        predictions = predict_videos(self.accelerator, self.model, batches, clips_per_forward=self.clips_per_forward)
+        batches, model = watched(self.batches, self.bad_videos), whole_model(self.model)
+        predictions = predict_videos(self.accelerator, model, batches, clips_per_forward=self.clips_per_forward)
         if not predictions.scores.isfinite().all():
             raise NonFiniteLossError(
                 f"update {step}: the model's scores of the validation videos are not finite. Lower --learning_rate, or "
                 "set --max_grad_norm."
             )
         result = ValidationResult.of(predictions)
-        is_best = self.best.offer(result, step, lambda: self.weights_of(self.model))
+        is_best = self.best.offer(result, step, lambda: self.weights_of(model))
         epoch, best = self.epoch_of(step), self.best
         when = f"update {step}" if epoch is None else f"epoch {epoch:.1f}, update {step}"
         rank = "the best so far" if is_best else f"the best is {best.result.top1:.3f}, of update {best.step}"
