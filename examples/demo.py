@@ -54,7 +54,7 @@ python examples/demo.py --pretraining_model outputs/pretrain
 STYLE = """
 .legend { display: flex; gap: 0.8em; align-items: center; font-size: 0.9em; }
 .legend img { flex: none; }
-pre { white-space: pre-wrap !important; overflow-wrap: anywhere; }
+pre, pre code { white-space: pre-wrap !important; overflow-wrap: anywhere; }
 """
 
 
@@ -98,6 +98,12 @@ def legend() -> str:
     return f'<div class="legend"><img src="{source}" width="{WHEEL_SIDE_PX}" alt="Ring of colours">{words}</div>'
 
 
+def player(name: str) -> gr.Video:
+    """Return a place for a short film under its name: gradio's own label would cover a corner of it."""
+    gr.Markdown(f"### {name}")
+    return gr.Video(show_label=False, interactive=False, autoplay=True, loop=True)
+
+
 class Page:
     """The page, and what its button does.
 
@@ -130,35 +136,37 @@ class Page:
         if samples := sample_clips():
             gr.Examples(samples, inputs=controls["video"], label="Sample clips", cache_examples=False)
         controls["start"] = gr.Slider(0, 1, value=0, step=0.1, label="The clip begins at (seconds)")
-        button = gr.Button("Show", variant="primary")
-        controls["without_camera"] = gr.Checkbox(False, label="Tracks without the motion of the camera")
-        with gr.Row(visible=self.demonstration.pretrained is not None):
+        controls["without_camera"] = gr.Checkbox(False, label="Take the camera's motion out of the tracks")
+        with gr.Accordion("Mask", open=False, visible=self.demonstration.pretrained is not None):
             ratio = self.demonstration.processor.mask_ratio
             controls["mask_ratio"] = gr.Slider(0.1, 0.95, value=ratio, step=0.05, label="Share of patches to hide")
-            controls["seed"] = gr.Number(0, label="Seed of the mask", precision=0, minimum=0, maximum=SEEDS[-1])
-        return controls, button
+            controls["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS[-1])
+        return controls, gr.Button("Show", variant="primary")
 
     def _results(self) -> list[tuple[Callable[..., Any], list[Any]]]:
         """Return what is to be done, in order, and what each fills."""
         steps = []
-        if self.demonstration.classifier is None:
-            gr.Markdown(NO_CLASSIFIER, container=True)
-        else:
-            labels = gr.Label(num_top_classes=NUM_LABELS, label="What happens")
-            steps.append((self.show_labels, [labels, gr.Markdown()]))
-        steps.append((self.show_tracks, [self._player("How points move"), gr.Markdown()]))
+        with gr.Row():
+            with gr.Column(min_width=280):
+                gr.Markdown("### What happens")
+                if self.demonstration.classifier is None:
+                    gr.Markdown(NO_CLASSIFIER, container=True)
+                else:
+                    labels = gr.Label(num_top_classes=NUM_LABELS, show_label=False)
+                    steps.append((self.show_labels, [labels, gr.Markdown()]))
+            with gr.Column(min_width=280):
+                steps.append((self.show_tracks, [player("How points move"), gr.Markdown()]))
         gr.HTML(legend())
         if self.demonstration.pretrained is None:
             gr.Markdown(NO_PRETRAINED, container=True)
-        else:
-            with gr.Row():
-                seen = self._player("What the model sees", scale=1)
-                motion = self._player("Motion in the holes: true (left), predicted (right)", scale=2)
-            steps.append((self.show_hidden_motion, [seen, motion, gr.Markdown()]))
+            return steps
+        with gr.Row():
+            with gr.Column(scale=1, min_width=220):
+                seen = player("What the model sees")
+            with gr.Column(scale=2, min_width=280):
+                motion = player("Motion in the holes: true and predicted")
+        steps.append((self.show_hidden_motion, [seen, motion, gr.Markdown()]))
         return steps
-
-    def _player(self, label: str, **options: Any) -> gr.Video:
-        return gr.Video(label=label, interactive=False, autoplay=True, loop=True, min_width=220, **options)
 
     def _connect(self, controls: dict[str, Any], button: gr.Button, steps: list) -> None:
         inputs = list(controls.values())
@@ -170,7 +178,10 @@ class Page:
         for function, outputs in steps:
             listen = button.click if event is None else event.success
             # One at a time: the files have the same names every time.
-            event = listen(function, inputs, outputs, concurrency_limit=1, concurrency_id="show")
+            scrolls = event is None
+            event = listen(
+                function, inputs, outputs, concurrency_limit=1, concurrency_id="show", scroll_to_output=scrolls
+            )
 
     def show_length(self, video: str | None) -> Any:
         """Return the slider for the start, as long as the video."""

@@ -39,7 +39,8 @@ MAX_BYTES_AT_ONCE = 64 * 2**20
 STEPS_PER_SECOND = 10
 # A player shows no more, and an mp4 cannot hold much less.
 FRAME_RATES = (0.1, 60.0)
-GAP_PX = 8
+# What is shown alone may be larger than what is shown side by side.
+TRACKS_WIDTH_PX, GAP_PX = 420, 8
 SEEDS = range(2**32)
 
 
@@ -151,7 +152,7 @@ class Demonstration:
             for tracks in clip_tracks(followed, clips.frames, clips.plan, processor)
         )
         clip = ObservedClip(str(video), clips.frames[0], seen, clips.plan.starts)
-        size, factor = panel_size(clips.frames.shape[-2:]), tracks_factor(seen)
+        size, factor = panel_size(clips.frames.shape[-2:], TRACKS_WIDTH_PX), tracks_factor(seen)
         # Of a short video the last frames are copies.
         numbers = range(min(last_frame(clip) + 1, len(frames)))
         pictures = [tracks_panel(clip, drawn, number, size, factor) for number in numbers]
@@ -314,7 +315,7 @@ def _small_frames(reader: VideoReader, indices: Sequence[int], processor: MMEVid
 
 def _continuous(processor: MMEVideoProcessor, num_available: int, without_camera: bool) -> MMEVideoProcessor:
     """Return a processor whose tracks reach from each tubelet to the next: points are followed without a gap."""
-    stride = fitting_stride(num_available, processor.num_frames, processor.frame_stride)
+    stride = max(1, min(processor.frame_stride, (num_available - 1) // processor.num_frames))
     return MMEVideoProcessor(
         **{
             **processor.to_dict(),

@@ -240,10 +240,10 @@ def tracks_factor(tracks: Trajectories) -> int:
     return length_factor(way.numpy(), spacing, tracks.num_steps)
 
 
-def panel_size(frame_size: tuple[int, int]) -> tuple[int, int]:
+def panel_size(frame_size: tuple[int, int], panel_width: int = PANEL_WIDTH_PX) -> tuple[int, int]:
     """Return (height, width) in pixels that frames of (height, width) are drawn at."""
     height, width = frame_size
-    return round(height * PANEL_WIDTH_PX / width), PANEL_WIDTH_PX
+    return round(height * panel_width / width), panel_width
 
 
 def histograms_of(frame: np.ndarray, processor: MMEVideoProcessor) -> np.ndarray:
