@@ -194,7 +194,7 @@ class Page:
         """Return the scores of the classes, and of what they are."""
         with shown_as_message():
             scores, span = self.demonstration.labels(_chosen(video), start)
-        return scores, f"Of the video from {span}."
+        return scores, f"Frames from {span}."
 
     def show_tracks(self, video: str | None, start: float, without_camera: bool, *_: Any) -> tuple[str, str]:
         """Return a file with the tracks of the clip, and a sentence about it."""

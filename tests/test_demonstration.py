@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import moving_texture, write_video
-from small_classifiers import save_small_classifier
+from small_models import save_small_predictor, save_sure_classifier
 
-from mme_hf import MMEConfig, MMEForPreTraining, MMEForVideoClassification, MMEVideoProcessor, VideoReadError, open_video
+from mme_hf import MMEForVideoClassification, MMEVideoProcessor, VideoReadError, open_video
 from mme_hf import demonstration as module
 from mme_hf.demonstration import Demonstration, explained_in_words, hidden_motion_animation, read_clip
 from mme_hf.hidden_motion import HiddenMotion
@@ -18,25 +18,12 @@ GREY = 40
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """A model that predicts 4 frames 2 apart of 32 px, with random weights, and its folder."""
-    folder = tmp_path_factory.mktemp("pretrained")
-    processor = MMEVideoProcessor(num_frames=4, frame_stride=2, **SIZE)
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    decoder = {"decoder_hidden_size": 16, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 32}
-    targets = {"motion_targets": processor.motion_target_config()}
-    torch.manual_seed(0)
-    MMEForPreTraining(MMEConfig(image_size=32, num_frames=4, **small, **decoder, **targets)).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return save_small_predictor(tmp_path_factory.mktemp("pretrained"))
 
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    folder = save_small_classifier(tmp_path_factory.mktemp("classifier"), ["fall", "jump", "run"])
-    model = MMEForVideoClassification.from_pretrained(folder)
-    torch.nn.init.normal_(model.classifier.weight, generator=torch.Generator().manual_seed(0))
-    model.save_pretrained(folder)
-    return folder
+    return save_sure_classifier(tmp_path_factory.mktemp("classifier"))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +91,7 @@ def test_tracks_to_the_right_are_red_and_nothing_is_left_without_the_camera(vide
     demonstration.processor = MMEVideoProcessor(num_frames=4, frame_stride=2, **size)
     words = demonstration.draw_tracks(video, 1.0, tmp_path / "tracks.mp4")
     # 2 tubelets 4 raw frames apart, the last one followed as far: 9 frames of 0.1 s.
-    assert words.startswith("1.00 s to 1.90 s. Tracks are drawn")
+    assert words.startswith("1.00 s to 1.90 s, ")
     tracks = film(tmp_path / "tracks.mp4")
     assert tracks.shape == (9, 420, 420, 3)
     assert not len(colored(tracks[0]))

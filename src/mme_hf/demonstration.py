@@ -157,7 +157,7 @@ class Demonstration:
         numbers = range(min(last_frame(clip) + 1, len(frames)))
         pictures = [tracks_panel(clip, drawn, number, size, factor) for number in numbers]
         save_animation(path, pictures, _shown_fps(span.fps))
-        return f"{span}. Tracks are {times(factor)}."
+        return f"{span}, the middle of the frame, as models are given it. Tracks are {times(factor)}."
 
     def draw_hidden_motion(
         self,
