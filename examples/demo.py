@@ -70,13 +70,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 @contextmanager
-def shown_as_message() -> Iterator[None]:
+def shown_as_message(video: str | None) -> Iterator[None]:
     """What is wrong with a video or a control, on the page and in one line."""
     try:
+        if video is None:
+            raise ValueError("No video is chosen. Upload one, or pick a sample clip.")
         yield
     except VideoReadError as error:
-        # Its own message has the path, which means nothing to who uploaded it.
-        raise gr.Error(f"This video cannot be read: {error.cause}", print_exception=False) from error
+        # Where the server keeps an upload means nothing to who sent it.
+        cause = str(error.cause or error).replace(str(video), Path(video).name)
+        raise gr.Error(f"This video cannot be read: {cause}", print_exception=False) from error
     except ValueError as error:
         raise gr.Error(str(error), print_exception=False) from error
 
@@ -132,7 +135,7 @@ class Page:
         return page
 
     def _controls(self) -> tuple[dict[str, Any], gr.Button]:
-        controls = {"video": gr.Video(sources=["upload"], label="Video", height=260)}
+        controls = {"video": gr.Video(sources=["upload"], label="Video", height=260, elem_id="video")}
         if samples := sample_clips():
             gr.Examples(samples, inputs=controls["video"], label="Sample clips", cache_examples=False)
         controls["start"] = gr.Slider(0, 1, value=0, step=0.1, label="The clip begins at (seconds)")
@@ -187,20 +190,20 @@ class Page:
         """Return the slider for the start, as long as the video."""
         if video is None:
             return gr.Slider(maximum=1, value=0)
-        with shown_as_message():
+        with shown_as_message(video):
             return gr.Slider(maximum=max(0.1, round(self.demonstration.seconds(video), 1)), value=0)
 
     def show_labels(self, video: str | None, start: float, *_: Any) -> tuple[dict[str, float], str]:
         """Return the scores of the classes, and of what they are."""
-        with shown_as_message():
-            scores, span = self.demonstration.labels(_chosen(video), start)
+        with shown_as_message(video):
+            scores, span = self.demonstration.labels(video, start)
         return scores, f"Frames from {span}."
 
     def show_tracks(self, video: str | None, start: float, without_camera: bool, *_: Any) -> tuple[str, str]:
         """Return a file with the tracks of the clip, and a sentence about it."""
         path = self.folder / "tracks.mp4"
-        with shown_as_message():
-            words = self.demonstration.draw_tracks(_chosen(video), start, path, without_camera=without_camera)
+        with shown_as_message(video):
+            words = self.demonstration.draw_tracks(video, start, path, without_camera=without_camera)
         return str(path), words
 
     def show_hidden_motion(
@@ -208,17 +211,11 @@ class Page:
     ) -> tuple[str, str, str]:
         """Return files with the clip as the model sees it and the motion in its holes, and a sentence about it."""
         paths = (self.folder / "seen.mp4", self.folder / "motion.mp4")
-        with shown_as_message():
+        with shown_as_message(video):
             words = self.demonstration.draw_hidden_motion(
-                _chosen(video), start, paths, mask_ratio=mask_ratio, seed=0 if seed is None else seed
+                video, start, paths, mask_ratio=mask_ratio, seed=0 if seed is None else seed
             )
         return str(paths[0]), str(paths[1]), words
-
-
-def _chosen(video: str | None) -> str:
-    if video is None:
-        raise ValueError("No video is chosen. Upload one, or pick a sample clip.")
-    return video
 
 
 def main(argv: list[str] | None = None) -> None:

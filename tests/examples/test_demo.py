@@ -112,7 +112,7 @@ def test_what_cannot_be_shown_is_a_message(demo, bad_videos, tmp_path):
         with pytest.raises(demo.gr.Error) as error:
             show(None if video is None else str(video))
         assert words in error.value.message and "Traceback" not in error.value.message
-        assert str(video) not in error.value.message
+        assert "/" not in error.value.message  # where the server keeps an upload means nothing to a visitor
 
 
 def test_mistakes_in_the_flags_end_with_one_line(demo, tmp_path):
@@ -174,14 +174,14 @@ def page(browser, address, request):
 def show(page, video: Path) -> None:
     """Upload a video and press the button."""
     page.set_input_files("input[type=file]", str(video))
-    page.locator("input[type=file]").first.wait_for(state="detached", timeout=PATIENCE_MS)
+    page.locator("#video video").wait_for(timeout=PATIENCE_MS)  # or gradio asks to wait for the upload
     page.get_by_role("button", name="Show", exact=True).click()
 
 
 def check_is_shown(page) -> None:
     """Wait until all results are there, and check that they can be seen."""
     page.get_by_text("patches are hidden").wait_for(timeout=PATIENCE_MS)
-    assert page.locator(".toast-body").count() == 0
+    assert page.locator(".toast-body").all_inner_texts() == []
     assert page.get_by_test_id("label-output-value").inner_text() in ("fall", "jump", "run")
 
     names = ("tracks.mp4", "seen.mp4", "motion.mp4")
