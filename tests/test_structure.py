@@ -81,11 +81,19 @@ ALLOWED = {
     "checkpoint_layouts": {"modeling_mme"},
     "checkpoints": {"checkpoint_layouts", "configuration_mme", "modeling_mme"},
     "drawing": set(),
-    "visualization": {
+    "hidden_motion": {
         "drawing",
         "modeling_mme",
-        "motion",
         "motion_clip_mme",
+        "motion_targets_mme",
+        "trajectories_mme",
+        "video_processing_mme",
+    },
+    "visualization": {
+        "drawing",
+        "hidden_motion",
+        "modeling_mme",
+        "motion",
         "motion_targets_mme",
         "trajectories_mme",
         "video_processing_mme",

@@ -208,7 +208,7 @@ def table(
             sheet.paste(strip.rotate(90, expand=True), (0, y))
     y = top + len(rows) * (height + MARGIN_PX)
     if shows_wheel:
-        sheet.paste(_wheel(wheel - MARGIN_PX), (left, y))
+        sheet.paste(direction_wheel(wheel - MARGIN_PX), (left, y))
     for number, text in enumerate(words):
         pen.text((left + wheel + MARGIN_PX, y + number * line), text, INK, _font())
     return sheet
@@ -288,7 +288,8 @@ def _font() -> ImageFont.ImageFont:
     return ImageFont.load_default(FONT_SIZE_PX)
 
 
-def _wheel(side: int) -> Image.Image:
+def direction_wheel(side: int) -> Image.Image:
+    """Return a ring that has each colour where its direction points to, `side` pixels wide and high."""
     axis = np.linspace(-1, 1, side * OVERSAMPLING)
     vectors = np.stack(np.meshgrid(axis, axis), -1)
     radius = np.hypot(*np.moveaxis(vectors, -1, 0))

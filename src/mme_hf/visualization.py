@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from .drawing import annotated, draw_histograms, draw_tracks, length_factor, picture, table
-from .motion_clip_mme import cells_per_side, tokens_from_cells
-from .motion_targets_mme import build_targets, histogram_of_gradients
-from .trajectories_mme import Trajectories, grid_points
+from .hidden_motion import HiddenMotion, check_has_position, hidden_motion
+from .motion_targets_mme import histogram_of_gradients
+from .trajectories_mme import Trajectories
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,7 +41,7 @@ def liveliest_clip(
         ValueError: If there is no clip in `batches`, or `position` is not among the targets.
     """
     names = list(motion_targets)
-    _check_has_position(names)
+    check_has_position(names)
     best: tuple[float, dict[str, torch.Tensor], str] | None = None
     for batch in batches:
         inputs = batch["inputs"]
@@ -59,7 +59,6 @@ def liveliest_clip(
     return best[1], best[2]
 
 
-@torch.no_grad()
 def draw_motion_prediction(
     model: MMEForPreTraining,
     processor: MMEVideoProcessor,
@@ -75,30 +74,15 @@ def draw_motion_prediction(
 
     Args:
         model: Makes the prediction.
-        processor: Made `inputs`; knows how to turn labels into pixels.
-        inputs: Batch with `pixel_values`, `masked_indices`, `bool_masked_pos`, `labels` and `target_mask`; the first
-            clip is drawn.
+        processor: Made `inputs`.
+        inputs: See `hidden_motion`.
         path: File to write.
         title: Line above the picture.
 
     Raises:
         ValueError: If `position` is not among the model's targets.
     """
-    names = list(model.config.motion_targets)
-    _check_has_position(names)
-    clip = {name: tensor[:1].to(model.device) for name, tensor in inputs.items() if isinstance(tensor, torch.Tensor)}
-    was_training = model.training
-    predictions = model.eval().split_targets(model(**clip).logits)["position"]
-    model.train(was_training)
-    indices = clip["masked_indices"]
-    labels = clip["labels"].gather(1, indices[..., None].expand(-1, -1, clip["labels"].shape[-1]))
-    counts = clip["target_mask"].gather(1, indices[..., None].expand(-1, -1, len(names)))[0, :, names.index("position")]
-    frames = visible_frames(clip["pixel_values"][0].cpu(), processor)
-    tracks = [
-        _token_tracks(values[0][counts].float().cpu(), indices[0][counts].cpu(), processor, frames.shape[1:3])
-        for values in (model.split_targets(labels)["position"], predictions)
-    ]
-    sheet = _prediction_sheet(frames, clip["bool_masked_pos"][0].cpu().numpy(), tracks, processor, title)
+    sheet = _prediction_sheet(hidden_motion(model, processor, inputs), title)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, optimize=True)
 
@@ -197,18 +181,26 @@ def clip_animation(clip: ObservedClip, without_camera: Trajectories) -> list[Ima
     footer = f"Tracks {times(factor)}. {COLOR_WORDS}"
     names = ("frames", "tracks", "less camera motion, where found")
     pictures = []
-    for number in range(clip.start_frames[0], clip.start_frames[-1] + clip.tracks.num_steps + 1):
+    for number in range(clip.start_frames[0], last_frame(clip) + 1):
         frame = pixels_of(clip.frames[number])
         size = panel_size(frame.shape[:2])
-        panels = _panels_at(clip, without_camera, number, size, factor)
+        panels = [tracks_panel(clip, tracks, number, size, factor) for tracks in (clip.tracks, without_camera)]
         pictures.append(table([[picture(frame, size), *panels]], column_names=names, footer=footer))
     return pictures
 
 
-def _panels_at(
-    clip: ObservedClip, without_camera: Trajectories, number: int, size: tuple[int, int], factor: int
-) -> list[Image.Image]:
-    """Return the tracks that lead to a raw frame, as they are and without the camera's motion."""
+def tracks_panel(
+    clip: ObservedClip, tracks: Trajectories, number: int, size: tuple[int, int], factor: int
+) -> Image.Image:
+    """Return the tracks that lead to a raw frame over that frame.
+
+    Args:
+        clip: With the tracks as they were seen, which say where the points are.
+        tracks: What is drawn: these, or what is left of them without the camera's motion.
+        number: Of the raw frame.
+        size: (height, width) of the picture.
+        factor: Times that tracks are drawn longer than they are.
+    """
     frame = pixels_of(clip.frames[number])
     # The track that began first: it goes on until it ends, and only then the next one takes over.
     running = (
@@ -216,18 +208,19 @@ def _panels_at(
     )
     start = next(running, None)
     if start is None:
-        return [draw_tracks(frame, np.zeros((1, 0, 2)), np.zeros((1, 0), bool), size=size)] * 2
+        return draw_tracks(frame, np.zeros((1, 0, 2)), np.zeros((1, 0), bool), size=size)
     step = number - clip.start_frames[start]
-    panels = []
-    for tracks in (clip.tracks, without_camera):
-        points, visible = _arrays(tracks, start)
-        # What is left of the motion has its heads where the points are.
-        points = points[: step + 1] + (clip.tracks.points_xy[start, step].cpu().numpy() - points[step])
-        panels.append(draw_tracks(frame, points, visible[: len(points)], size=size, factor=factor, anchor=-1))
-    found = getattr(without_camera, "camera_motion_found", None)
-    if found is not None and step:
-        panels[1] = annotated(panels[1], _where_found(found[start]))
-    return panels
+    points, visible = _arrays(tracks, start)
+    # What is left of the motion has its heads where the points are.
+    points = points[: step + 1] + (clip.tracks.points_xy[start, step].cpu().numpy() - points[step])
+    image = draw_tracks(frame, points, visible[: len(points)], size=size, factor=factor, anchor=-1)
+    found = tracks.camera_motion_found
+    return annotated(image, _where_found(found[start])) if found is not None and step else image
+
+
+def last_frame(clip: ObservedClip) -> int:
+    """Return the number of the raw frame that the last track of a clip ends at."""
+    return clip.start_frames[-1] + clip.tracks.num_steps
 
 
 def _where_found(found: torch.Tensor) -> str:
@@ -247,10 +240,10 @@ def tracks_factor(tracks: Trajectories) -> int:
     return length_factor(way.numpy(), spacing, tracks.num_steps)
 
 
-def panel_size(frame_size: tuple[int, int]) -> tuple[int, int]:
+def panel_size(frame_size: tuple[int, int], panel_width: int = PANEL_WIDTH_PX) -> tuple[int, int]:
     """Return (height, width) in pixels that frames of (height, width) are drawn at."""
     height, width = frame_size
-    return round(height * PANEL_WIDTH_PX / width), PANEL_WIDTH_PX
+    return round(height * panel_width / width), panel_width
 
 
 def histograms_of(frame: np.ndarray, processor: MMEVideoProcessor) -> np.ndarray:
@@ -260,21 +253,9 @@ def histograms_of(frame: np.ndarray, processor: MMEVideoProcessor) -> np.ndarray
     return histograms.unflatten(0, (3, -1)).sum(0).numpy()
 
 
-def visible_frames(pixel_values: torch.Tensor, processor: MMEVideoProcessor) -> np.ndarray:
-    """Return normalised frames (T, C, H, W) as they were, uint8 (T, H, W, C)."""
-    mean = torch.tensor(processor.image_mean).view(-1, 1, 1)
-    std = torch.tensor(processor.image_std).view(-1, 1, 1)
-    return ((pixel_values * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-
-
 def pixels_of(frame: torch.Tensor) -> np.ndarray:
     """Return a frame (3, H, W) as an array (H, W, 3)."""
     return np.ascontiguousarray(frame.permute(1, 2, 0).cpu().numpy())
-
-
-def _check_has_position(names: Sequence[str]) -> None:
-    if "position" not in names:
-        raise ValueError(f"motion_targets ({list(names)}) has no 'position', so there is no motion to draw.")
 
 
 def _spread(num_starts: int) -> list[int]:
@@ -285,54 +266,24 @@ def _arrays(tracks: Trajectories, start: int) -> tuple[np.ndarray, np.ndarray]:
     return tracks.points_xy[start].cpu().numpy(), tracks.is_visible[start].cpu().numpy()
 
 
-def _token_tracks(
-    values: torch.Tensor, indices: torch.Tensor, processor: MMEVideoProcessor, frame_size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return positions (L + 1, tokens * points, 2) of tokens' points, and the tubelet each belongs to."""
-    options = {**processor.motion_targets["position"]}
-    target = build_targets({"position": options}, cell_size_px=processor.cell_size_px)["position"]
-    motion = target.displacements(values, processor.trajectory_num_steps, frame_size)  # (tokens, L, points, 2)
-    cell = target.cell_size_px
-    grid = grid_points(*frame_size, cell, processor.point_layout).T.unflatten(
-        -1, (frame_size[0] // cell, frame_size[1] // cell)
-    )
-    side = cells_per_side(processor.patch_size, cell)
-    homes = tokens_from_cells(grid[None], side).unflatten(-1, (2, -1)).mT  # (tokens of a frame, points, 2)
-    tubelets = (indices // len(homes)).repeat_interleave(motion.shape[2])
-    first = homes[indices % len(homes)][:, None]
-    points = torch.cat([first, first + motion.cumsum(1)], dim=1)  # (tokens, L + 1, points, 2)
-    return points.movedim(1, 0).flatten(1, 2).numpy(), tubelets.numpy()
-
-
-def _prediction_sheet(
-    frames: np.ndarray,
-    mask: np.ndarray,
-    tracks: Sequence[tuple[np.ndarray, np.ndarray]],
-    processor: MMEVideoProcessor,
-    title: str,
-) -> Image.Image:
-    patch, tubelet_size = processor.patch_size, processor.tubelet_size
-    height, width = frames.shape[1:3]
-    grid = (len(frames) // tubelet_size, height // patch, width // patch)
-    masks = mask.reshape(grid).repeat(patch, 1).repeat(patch, 2)
-    shown, size = _spread(grid[0]), panel_size((height, width))
-    target_points = tracks[0][0]
-    way = np.linalg.norm(target_points[-1] - target_points[0], axis=-1)
-    factor = length_factor(way, processor.cell_size_px, len(target_points) - 1)
-    rows: list[list[Image.Image]] = [[], [], [], []]
-    for tubelet in shown:
-        frame = frames[tubelet * tubelet_size]
-        hidden = np.where(masks[tubelet][..., None], np.uint8(128), frame)
-        rows[0].append(picture(frame, size))
-        rows[1].append(picture(hidden, size))
-        for row, (points, tubelets) in zip(rows[2:], tracks, strict=True):
-            here = points[:, tubelets == tubelet]
-            row.append(draw_tracks(frame, here, np.ones(here.shape[:2], bool), size=size, factor=factor))
+def _prediction_sheet(motion: HiddenMotion, title: str) -> Image.Image:
+    shown, size = _spread(len(motion.is_hidden)), panel_size(motion.frames.shape[1:3])
+    first_frames = [tubelet * len(motion.frames) // len(motion.is_hidden) for tubelet in shown]
+    tracks = [
+        [
+            draw_tracks(motion.frame(tubelet), *motion.tracks_of(xy, tubelet), size=size, factor=motion.factor)
+            for tubelet in shown
+        ]
+        for xy in (motion.target_xy, motion.predicted_xy)
+    ]
     return table(
-        rows,
+        [
+            [picture(motion.frames[index], size) for index in first_frames],
+            [picture(motion.seen_frame(index), size) for index in first_frames],
+            *tracks,
+        ],
         row_names=("frames", "what the model sees", "target motion", "predicted motion"),
-        column_names=[f"frame {tubelet * tubelet_size}" for tubelet in shown],
+        column_names=[f"frame {index}" for index in first_frames],
         title=title,
-        footer=f"Tracks of hidden points over {processor.trajectory_num_steps} raw frames, {times(factor)}. "
-        f"{COLOR_WORDS}",
+        footer=f"Tracks of hidden points over {motion.num_steps} raw frames, {times(motion.factor)}. {COLOR_WORDS}",
     )
