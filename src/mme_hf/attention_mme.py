@@ -153,7 +153,7 @@ class MMEAttentivePooler(nn.Module):
             token_mask: True where a token is real, shape (batch_size, num_tokens); None for all.
             **kwargs: Passed to the attention function.
         """
-        hidden_states = torch.cat([self.query.expand(len(tokens), -1, -1), tokens], dim=1)
+        hidden_states = torch.cat([self.query.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         if token_mask is not None:
             token_mask = nn.functional.pad(token_mask, (1, 0), value=True)
             kwargs["attention_mask"] = create_bidirectional_mask(
