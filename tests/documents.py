@@ -206,28 +206,31 @@ def check_flags(script: Script, where: str) -> None:
     """Have the script's own parser read its words, recipe included, and stop it there.
 
     Raises:
-        ValueError: If it refuses them, or never reads its command line though it was given words.
+        ValueError: If it refuses them, or takes none at all and is given some.
     """
     module = module_of(script)
+    line = f"{where}: `{shlex.join((script.target, *script.arguments))}`"
     name = next((name for name in ("parse_arguments", "_parse") if hasattr(module, name)), None)
     owner, name = (module, name) if name else (argparse.ArgumentParser, "parse_args")
+    if owner is not module and not hasattr(module, "argparse"):
+        if script.arguments:
+            raise ValueError(f"{line}: the script takes no words.")
+        return
     original = getattr(owner, name)
 
     def parse_and_stop(*args, **kwargs):
         original(*args, **kwargs)
         raise _Parsed
 
-    line = f"`{script.target} {shlex.join(script.arguments)}`"
-    with mock.patch.object(owner, name, parse_and_stop), mock.patch.object(sys, "argv", [script.target, *script.arguments]):
-        if not script.arguments and "argparse" not in vars(module) and owner is argparse.ArgumentParser:
-            return  # takes no words, and is given none
+    words = [script.target, *script.arguments]
+    with mock.patch.object(owner, name, parse_and_stop), mock.patch.object(sys, "argv", words):
         try:
             module.main()
         except _Parsed:
             return
         except SystemExit as stop:
-            raise ValueError(f"{where}: {line} ends with: {stop.code}") from stop
-    raise ValueError(f"{where}: {line} never read its command line.")
+            raise ValueError(f"{line} ends with: {stop.code}") from stop
+    raise ValueError(f"{line} never read its command line.")
 
 
 def relative_links(text: str) -> list[str]:
