@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import re
 import shlex
@@ -16,6 +17,12 @@ from unittest import mock
 
 from small_classifiers import load_script
 
+from mme_hf.motion.report import ReportArguments
+from mme_hf.training import ExtractionArguments, PretrainingArguments
+from mme_hf.training.finetuning_arguments import FinetuningArguments
+from mme_hf.training.judging_arguments import EvaluationArguments, PredictionArguments
+from mme_hf.training.probe_arguments import FeatureExtractionArguments, ProbeArguments
+
 ROOT = Path(__file__).parents[1]
 # Whose code blocks are run.
 PAGES = tuple(
@@ -28,6 +35,16 @@ _FENCED = re.compile(r"^```([^\n]*)\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
 # [text](target), ![text](target "title"), [label]: target, and src="target" or href="target" of HTML.
 _LINK = re.compile(r"\]\(<?([^)>\s]+)>?[^)]*\)|^\[[^\]]+\]:\s*(\S+)|(?:src|href)=[\"']([^\"']+)", re.MULTILINE)
 _FILE_IN_THE_REPOSITORY = re.compile(r"(?:examples|benchmarks|docs|src|tests|configs|\.ci)/[\w./-]*\w")
+ARGUMENTS = (
+    EvaluationArguments,
+    ExtractionArguments,
+    FeatureExtractionArguments,
+    FinetuningArguments,
+    PredictionArguments,
+    PretrainingArguments,
+    ProbeArguments,
+    ReportArguments,
+)
 # Programs of others in our commands, whose flags are not checked.
 _PROGRAMS_OF_OTHERS = {"pytest", "ruff", "tensorboard", "ffmpeg", "hf"}
 
@@ -195,7 +212,9 @@ def module_of(script: Script) -> ModuleType:
     """Return the module that a script is, imported but not run."""
     if script.launcher[-1:] == ("-m",):
         return importlib.import_module(script.target)
-    return load_script(ROOT / script.target)
+    path = ROOT / script.target
+    with mock.patch.object(sys, "path", [str(path.parent), *sys.path]):  # where Python looks for what it imports
+        return load_script(path)
 
 
 class _Parsed(BaseException):
@@ -269,20 +288,25 @@ def files_in(text: str) -> list[str]:
 
 
 def flags_in(text: str) -> list[str]:
-    """Return the flags that a piece of code names."""
+    """Return the flags that a piece of code names; those of other programs are not looked at."""
+    if text.split()[0] in _PROGRAMS_OF_OTHERS:
+        return []
     return re.findall(r"(?<![\w-])--([A-Za-z]\w+)", text)
 
 
 def known_flags() -> set[str]:
     """Return the flags of all scripts of ours, and of those that launch them."""
-    sources = [*(ROOT / "examples").glob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "src").rglob("*.py")]
     flags = {"help"}
-    for path in sources:
-        text = path.read_text()
-        flags |= set(re.findall(r"add_argument\(\s*\"--(\w+)\"", text))
-        if path.name.endswith("arguments.py") or path.name == "report.py":
-            names = set(re.findall(r"^    (\w+): .*?= (?:flag|field)\(", text, re.MULTILINE))
-            flags |= names | {f"no_{name}" for name in names}
+    for path in [
+        *(ROOT / "examples").glob("*.py"),
+        *(ROOT / "benchmarks").glob("*.py"),
+        ROOT / "src/mme_hf/data/prepare.py",
+    ]:
+        flags |= set(re.findall(r"add_argument\(\s*\"--(\w+)\"", path.read_text()))
+    for arguments_class in ARGUMENTS:
+        names = {field.name for field in dataclasses.fields(arguments_class)}
+        flags |= names | {f"no_{name}" for name in names}
     for parser in (_accelerate_parser(), _torchrun_parser()):
-        flags |= {option.lstrip("-").replace("-", "_") for action in parser._actions for option in action.option_strings}
+        options = [option for action in parser._actions for option in action.option_strings]
+        flags |= {option.lstrip("-").replace("-", "_") for option in options}
     return flags
