@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from conftest import moving_texture, write_video
 from documents import ROOT
+from runs import new_accelerator
+from scripts import run_script
 from small_classifiers import save_small_classifier
 from teachers import save_teacher
 from test_checkpoints import published_block
@@ -31,6 +33,7 @@ def make_workspace(root: Path) -> Path:
         save_small_classifier(root / "outputs" / name, CLASSES)
     _save_videomae(root / "MCG-NJU" / "videomae-base-finetuned-kinetics")
     save_teacher(root / "facebook" / "dinov2-base", "vit")
+    _judge(root)
     torch.save({"model": _published_pretraining()}, root / "mme_pretrained.pth")
     return root
 
@@ -45,6 +48,18 @@ def _write_videos(root: Path) -> None:
             velocity = ((-1.5, 1.5)[index % 2], 0.0)
             write_video(video, moving_texture(40, 48, 64, velocity=velocity, seed=index + len(folder)))
     _write_ucf101(root)
+
+
+def _judge(root: Path) -> None:
+    """Leave what evaluate.py finds of the classifier beside it."""
+    flags = {
+        "validation_dir": root / "my_actions" / "test",
+        "num_eval_segments": 1,
+        "num_eval_crops": 1,
+        "dataloader_num_workers": 0,
+    }
+    with new_accelerator():
+        run_script("evaluate", model_name_or_path=root / "outputs" / "finetune", **flags)
 
 
 def _write_ucf101(root: Path) -> None:

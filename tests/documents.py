@@ -108,6 +108,8 @@ def blocks_in(text: str, page: str) -> list[Block]:
         if match[1] not in LANGUAGES:
             raise ValueError(f"{page}:{line}: the language of a code block ({match[1]!r}) must be one of {LANGUAGES}.")
         found.append(Block(page, line, match[1], match[2]))
+    if "<pre" in text:
+        raise ValueError(f"{page}: code in <pre> would not be run. Use a fenced block.")
     num_fences = len(re.findall(r"^\s*(?:```|~~~)", text, re.MULTILINE))
     if num_fences != 2 * len(found):
         raise ValueError(f"{page}: {num_fences} fences make {len(found)} blocks. Begin each at the start of a line.")

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from functools import reduce
+from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
@@ -54,17 +55,18 @@ _SMALL_MODEL = (
 SHORTENED_BY = {
     "pretrain.py": f"{_SHORT_LOOP} {_SMALL_CLIPS} --num_eval_clips 1 --num_baseline_clips 1 --max_eval_videos 1",
     "finetune.py": f"{_SHORT_LOOP} {_SMALL_CLIPS} --samples_per_video 2",
-    "evaluate.py": "--num_eval_segments 1 --num_eval_crops 1 --mixed_precision no",
+    "evaluate.py": "--num_eval_segments 1 --num_eval_crops 1 --mixed_precision no --dataloader_num_workers 0",
     "predict.py": "--mixed_precision no",
-    "probe.py": "--num_train_views 1 --num_eval_segments 1 --num_eval_crops 1 --num_seeds 1 --shots 3",
-    "extract_features.py": "",
+    "probe.py": "--num_train_views 1 --num_eval_segments 1 --num_eval_crops 1 --num_seeds 1 --shots 3 --dataloader_num_workers 0",
+    "extract_features.py": "--dataloader_num_workers 0",
     "extract_trajectories.py": "",
     "visualize_motion.py": f"{_SMALL_CLIPS} --frame_stride 2 --width 320",
     "convert_checkpoint.py": "",
     "mme_hf.motion.report": "--num_clips 2 --image_size 32 --num_frames 4",
     "mme_hf.data.prepare": "",
-    "compare_targets.py": "--num_steps 1 --output compared.md",
 }
+# Flags that name what must be there before a command runs.
+INPUTS = ("--train_dir", "--validation_dir", "--model_name_or_path", "--checkpoint", "--root", "--config")
 # Of these a quick test runs the first command there is, inside the tests' process; the slow tests run all commands,
 # each as a process of its own.
 QUICK = (
@@ -108,14 +110,10 @@ def why_not_run(command: Command) -> str | None:
         return "needs a network or another program"
     if "--push_to_hub" in words:
         return "needs the Hub"
-    if "--streaming" in words or "--dynamo_backend" in words:
-        return "is a part of a command"
     if words & {"--num_machines", "--multi_gpu"} or re.search(r"--num_processes ([3-9]|\d\d)", " ".join(command.words)):
         return "needs several devices or machines"
-    if script.target.startswith(("benchmarks/bench_", "benchmarks/learns_", "benchmarks/explained_")):
+    if script.target.startswith("benchmarks/"):
         return "writes its results into the repository"
-    if script.target == "docs/make_pictures.py" or script.target.startswith("benchmarks/finetuning_"):
-        return "writes into the repository"
     return None
 
 
@@ -192,10 +190,11 @@ def test_blocks_are_found_with_their_lines():
 
 
 @pytest.mark.parametrize(
-    "text", ["```\na\n```\n", "```shell\na\n```\n", "* b\n  ```python\n  a\n  ```\n", "```python\na\n"]
+    "text",
+    ["```\na\n```\n", "```shell\na\n```\n", "* b\n  ```python\n  a\n  ```\n", "```python\na\n", "~~~\n", "<pre>"],
 )
 def test_a_block_that_nothing_would_run_is_an_error(text):
-    with pytest.raises(ValueError, match="must be one of|fences make"):
+    with pytest.raises(ValueError, match="must be one of|fences make|<pre>"):
         blocks_in(text, "p")
 
 
@@ -263,6 +262,30 @@ def test_commands_are_ones_that_their_programs_take(page, workspace):
         if script := script_of(command):
             check_flags(script, command.where)
             assert why_not_run(command) or _name(script) in SHORTENED_BY, f"{command.where}: nothing runs it"
+            _check_inputs(command, script)
+
+
+def _check_inputs(command: Command, script: Script) -> None:
+    """Expect what a command reads to be in the workspace: then the slow test that runs it is of what the page says."""
+    for name, value in pairwise((*script.arguments, "")):
+        assert name not in INPUTS or Path(value).exists(), f"{command.where}: {name} {value}"
+        is_file = name.endswith((".mp4", ".pth")) and "://" not in name
+        assert not is_file or Path(name).exists(), f"{command.where}: {name}"
+
+
+def test_every_script_that_is_documented_is_started_by_a_command():
+    assert [name for name in SHORTENED_BY if not any(_runs(command, name) for command in all_commands())] == []
+
+
+def test_few_commands_are_only_read():
+    only_read = {(_name(script_of(command)), why_not_run(command)) for command in all_commands() if script_of(command)}
+    assert {pair for pair in only_read if pair[1]} == {
+        ("pretrain.py", "needs several devices or machines"),
+        ("predict.py", "needs a network or another program"),
+        ("bench_training_step.py", "writes its results into the repository"),
+        ("bench_targets_on_device.py", "writes its results into the repository"),
+        ("bench_torch_tracker.py", "writes its results into the repository"),
+    }
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(block.language != "bash" for block in blocks_of(page))])
