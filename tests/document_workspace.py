@@ -52,14 +52,9 @@ def _write_videos(root: Path) -> None:
 
 def _judge(root: Path) -> None:
     """Leave what evaluate.py finds of the classifier beside it."""
-    flags = {
-        "validation_dir": root / "my_actions" / "test",
-        "num_eval_segments": 1,
-        "num_eval_crops": 1,
-        "dataloader_num_workers": 0,
-    }
+    flags = {"model_name_or_path": root / "outputs" / "finetune", "validation_dir": root / "my_actions" / "test"}
     with new_accelerator():
-        run_script("evaluate", model_name_or_path=root / "outputs" / "finetune", **flags)
+        run_script("evaluate", **flags, num_eval_segments=1, num_eval_crops=1, dataloader_num_workers=0)
 
 
 def _write_ucf101(root: Path) -> None:

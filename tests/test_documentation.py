@@ -57,7 +57,9 @@ SHORTENED_BY = {
     "finetune.py": f"{_SHORT_LOOP} {_SMALL_CLIPS} --samples_per_video 2",
     "evaluate.py": "--num_eval_segments 1 --num_eval_crops 1 --mixed_precision no --dataloader_num_workers 0",
     "predict.py": "--mixed_precision no",
-    "probe.py": "--num_train_views 1 --num_eval_segments 1 --num_eval_crops 1 --num_seeds 1 --shots 3 --dataloader_num_workers 0",
+    "probe.py": (
+        "--num_train_views 1 --num_eval_segments 1 --num_eval_crops 1 --num_seeds 1 --shots 3 --dataloader_num_workers 0"
+    ),
     "extract_features.py": "--dataloader_num_workers 0",
     "extract_trajectories.py": "",
     "visualize_motion.py": f"{_SMALL_CLIPS} --frame_stride 2 --width 320",
