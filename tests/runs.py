@@ -108,7 +108,7 @@ def finetune_here(output_dir: Path, **flags: object) -> Any:
     """Do a small run in this process, and return it."""
     script = finetune_script()
     words = command_line(output_dir, script=FINETUNE, **flags)[1:]
-    with _new_accelerator():
+    with new_accelerator():
         run = script.Finetuning(script.parse_arguments(script.FinetuningArguments, words))
         run.train()
         run.finish()
@@ -118,13 +118,14 @@ def finetune_here(output_dir: Path, **flags: object) -> Any:
 def last_words_of_finetuning(output_dir: Path, **flags: object) -> str:
     """Do a small run in this process that must fail, and return what it ends with."""
     words = command_line(output_dir, script=FINETUNE, **flags)
-    with _new_accelerator(), patch.object(sys, "argv", words), pytest.raises(SystemExit) as stop:
+    with new_accelerator(), patch.object(sys, "argv", words), pytest.raises(SystemExit) as stop:
         finetune_script().main()
     return str(stop.value)
 
 
 @contextmanager
-def _new_accelerator():
+def new_accelerator():
+    """Let the code under it begin as a process of its own does: accelerate keeps its state in the process."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     try:
