@@ -133,7 +133,6 @@ def models():
 @pytest.fixture(scope="module")
 def exported(models, tmp_path_factory):
     """A folder for each head, two videos whose brightness tells the frame (6 x index), and inputs."""
-    pytest.importorskip("torchcodec.decoders", exc_type=(ImportError, RuntimeError))
     root = tmp_path_factory.mktemp("exported")
     for name, model in models.items():
         save_with_remote_code(model, MMEVideoProcessor(**PROCESSOR), root / name)

@@ -1,10 +1,6 @@
 import io
 import json
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -635,36 +631,6 @@ def test_flags_and_boxes_may_be_arrays(processor):
 def test_small_wide_portrait_and_odd_frames_work(processor, size):
     batch = processor(noise(9, *size), return_targets=True, return_tensors="pt")
     assert batch["pixel_values"].shape == (1, 4, 3, 32, 32) and batch["labels"].isfinite().all()
-
-
-def test_under_remote_code_alone_targets_name_what_to_install(tmp_path):
-    """The core files, copied without the package, make pixels; targets say that mme_hf is missing."""
-    source = Path(mme_hf.__file__).parent
-    package = tmp_path / "remote"
-    package.mkdir()
-    for path in source.glob("*_mme.py"):
-        (package / path.name).write_text(path.read_text())
-    (package / "__init__.py").write_text("")
-    script = """
-import sys
-sys.modules["mme_hf"] = None
-import numpy as np
-from remote.video_processing_mme import MMEVideoProcessor
-processor = MMEVideoProcessor(tracker="any name, as none is registered")
-assert processor(np.zeros((16, 64, 64, 3), np.uint8), return_tensors="pt")["pixel_values"].shape == (1, 16, 3, 224, 224)
-try:
-    processor(np.zeros((61, 64, 64, 3), np.uint8), return_targets=True)
-except ValueError as error:
-    assert "pip install mme_hf" in str(error), error
-else:
-    raise AssertionError("no error")
-print("done")
-"""
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
-    )
-    assert result.stdout.strip().endswith("done"), result.stderr
 
 
 def test_frames_of_all_of_a_video_where_the_processor_says_segments(tmp_path):
