@@ -29,7 +29,7 @@ from mme_hf.data.stored_tracks import TracksTotals, write_shard
 from mme_hf.hub import PushError, create_repository, push_folder
 from mme_hf.model_card import public_settings
 from mme_hf.motion import MotionParameters, build_ready_tracker
-from mme_hf.training import ExtractionArguments, parse_arguments
+from mme_hf.training import ExtractionArguments, parse_arguments, set_up_logging
 from mme_hf.training.setup import check_output_dir, load_training_records, use_all_cores
 
 logger = logging.getLogger("extract_trajectories")
@@ -91,7 +91,7 @@ class Extraction:
         self.records = load_training_records(args)
         self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)])
         is_main = self.accelerator.is_main_process
-        logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s")
+        set_up_logging(is_main_process=is_main)
         if self.accelerator.device.type == "cpu":
             self._share_cores()
         settings = {

@@ -63,6 +63,7 @@ def test_tracks_and_what_was_trained_on_them_are_pushed_and_found_by_name(
     flags |= {"max_train_steps": 2, "per_device_train_batch_size": 3, "held_out_fraction": 0.3}
     output = runs.finish(runs.start(tmp_path / "run", **common, **flags))
     assert f"pushed to {hub.url}/me/learned" in output
+    assert "hf_mine" not in output and "Signature=" not in output
     learned = hub.repositories["model", "me/learned"]
     assert learned.is_private and set(learned.files()) == MODEL_FILES | {"motion.png"}
     assert_public(learned)
@@ -94,8 +95,10 @@ def test_a_classifier_is_fine_tuned_from_a_name_and_pushed_with_what_it_scored(
     assert MMEForVideoClassification.from_pretrained("me/directions").config.id2label == {0: "left", 1: "right"}
 
 
-def test_a_push_that_fails_after_training_keeps_the_model_and_its_logs(hub, direction_videos, tmp_path):
+def test_a_push_that_fails_after_training_keeps_the_model_and_its_logs(hub, direction_videos, tmp_path, monkeypatch):
     hub.fail("POST .*/commit/", 413)
+    closed = []
+    monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.finish", lambda tracker: closed.append(tracker))
     flags = {"max_train_steps": 1, "per_device_train_batch_size": 4, "push_to_hub": "true", "hub_token": "hf_mine"}
     folder = tmp_path / "run"
     words = runs.last_words_of_finetuning(folder, **direction_videos, **flags)
@@ -103,7 +106,7 @@ def test_a_push_that_fails_after_training_keeps_the_model_and_its_logs(hub, dire
     assert f"Everything is still in {folder}; push it later with: hf upload me/run {folder} --include " in words
     assert "hf_mine" not in words
     assert MMEForVideoClassification.from_pretrained(folder).config.num_labels == 2
-    assert runs.logged(folder, run="mme_finetuning").keys() == {1}
+    assert runs.logged(folder, run="mme_finetuning").keys() == {1} and len(closed) == 1
 
 
 def test_a_run_that_may_not_push_ends_before_it_begins(hub, direction_videos, tmp_path):

@@ -45,7 +45,9 @@ _OF_SOME_RUNS = {
 def set_up_logging(*, is_main_process: bool) -> None:
     """Show what the run says, from the main process, and of the libraries only what a user needs."""
     logging.basicConfig(level=logging.INFO if is_main_process else logging.ERROR, format="%(message)s")
-    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    # The Hub's HTTP client would list every request, with the signatures that uploads are allowed by.
+    for library in ("accelerate", "httpx", "httpx2"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     for library in ("datasets", "huggingface_hub"):  # with handlers of their own, or everything would be said twice
         logging.getLogger(library).propagate = False
     transformers_logging.disable_progress_bar()  # of writing one small file, in the middle of the last words
