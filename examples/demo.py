@@ -176,7 +176,7 @@ class Page:
         filled = [output for _, outputs in steps for output in outputs]
         # Nothing of the last video stays beside the new one.
         controls["video"].change(lambda: [None] * len(filled), None, filled, queue=False, show_progress="hidden")
-        controls["video"].change(self.show_length, controls["video"], controls["start"])
+        controls["video"].change(self.show_length, controls["video"], controls["start"], show_progress="hidden")
         event = None
         for function, outputs in steps:
             listen = button.click if event is None else event.success

@@ -150,14 +150,11 @@ def test_short_videos_are_shown_without_copies_of_their_last_frame(demonstration
 
 @pytest.mark.parametrize("height, width", [(16, 16), (96, 40), (8, 200)])
 def test_frames_of_any_shape_are_shown(demonstration, tmp_path, height, width):
-    video = write_video(tmp_path / "odd.mp4", moving_texture(12, height, width))
-    assert film_size(demonstration, video, tmp_path) == (420, 420)
-
-
-def film_size(demonstration, video, folder) -> tuple[int, int]:
-    demonstration.draw_tracks(video, 0, folder / "tracks.mp4")
-    demonstration.draw_hidden_motion(video, 0, (folder / "seen.mp4", folder / "motion.mp4"))
-    return film(folder / "tracks.mp4").shape[1:3]
+    video = write_video(tmp_path / "odd.mp4", moving_texture(5, height, width))
+    demonstration.draw_tracks(video, 0, tmp_path / "tracks.mp4")
+    demonstration.draw_hidden_motion(video, 0, (tmp_path / "seen.mp4", tmp_path / "motion.mp4"))
+    sizes = [film(tmp_path / f"{name}.mp4").shape[1:3] for name in ("tracks", "seen", "motion")]
+    assert sizes == [(420, 420), (280, 280), (280, 568)]
 
 
 def test_only_the_clip_is_decoded_and_large_frames_not_all_at_once(monkeypatch):

@@ -283,7 +283,7 @@ def explained_in_words(share: float) -> str:
 
 def _check_moves(reader: VideoReader) -> None:
     if reader.num_frames < 2:
-        raise ValueError("the video has one frame, in which nothing can move. Take one with at least two.")
+        raise ValueError("The video has one frame, in which nothing can move. Take one with at least two.")
 
 
 def _fps(reader: VideoReader) -> float:
