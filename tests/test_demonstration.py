@@ -179,7 +179,11 @@ def test_large_frames_made_small_are_those_that_the_processor_makes(video):
 
 def test_a_single_frame_and_what_is_no_video_are_refused_in_words(demonstration, tmp_path):
     photo = write_video(tmp_path / "photo.mp4", np.zeros((1, 64, 64, 3), np.uint8))
-    for show in (demonstration.seconds, lambda path: demonstration.draw_tracks(path, 0, tmp_path / "t.mp4")):
+    for show in (
+        demonstration.seconds,
+        lambda path: demonstration.labels(path, 0),
+        lambda path: demonstration.draw_tracks(path, 0, tmp_path / "t.mp4"),
+    ):
         with pytest.raises(ValueError, match="has one frame, in which nothing can move"):
             show(photo)
     for name, content in (("empty.mp4", b""), ("text.mp4", b"no video at all\n" * 100)):
