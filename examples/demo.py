@@ -176,7 +176,7 @@ class Page:
         filled = [output for _, outputs in steps for output in outputs]
         # Nothing of the last video stays beside the new one.
         controls["video"].change(lambda: [None] * len(filled), None, filled, queue=False, show_progress="hidden")
-        controls["video"].change(self.show_length, controls["video"], controls["start"])
+        controls["video"].change(self.show_length, controls["video"], controls["start"], show_progress="hidden")
         event = None
         for function, outputs in steps:
             listen = button.click if event is None else event.success
@@ -225,16 +225,14 @@ def main(argv: list[str] | None = None) -> None:
         demonstration = Demonstration(args.pretraining_model, args.model_name_or_path, tracker=args.tracker)
     except ValueError as error:
         sys.exit(f"demo.py: error: {error}")
+    # Fonts of the system: gradio's own are fetched from the network.
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    listen = {"server_name": args.server_name, "server_port": args.server_port, "share": args.share}
     with tempfile.TemporaryDirectory() as folder:
-        page = Page(demonstration, folder).build()
-        page.launch(
-            server_name=args.server_name,
-            server_port=args.server_port,
-            share=args.share,
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-            css=STYLE,
-            footer_links=[],
-        )
+        try:
+            Page(demonstration, folder).build().launch(**listen, theme=theme, css=STYLE, footer_links=[])
+        except OSError as error:  # the port is taken
+            sys.exit(f"demo.py: error: {error}")
 
 
 if __name__ == "__main__":

@@ -150,14 +150,11 @@ def test_short_videos_are_shown_without_copies_of_their_last_frame(demonstration
 
 @pytest.mark.parametrize("height, width", [(16, 16), (96, 40), (8, 200)])
 def test_frames_of_any_shape_are_shown(demonstration, tmp_path, height, width):
-    video = write_video(tmp_path / "odd.mp4", moving_texture(12, height, width))
-    assert film_size(demonstration, video, tmp_path) == (420, 420)
-
-
-def film_size(demonstration, video, folder) -> tuple[int, int]:
-    demonstration.draw_tracks(video, 0, folder / "tracks.mp4")
-    demonstration.draw_hidden_motion(video, 0, (folder / "seen.mp4", folder / "motion.mp4"))
-    return film(folder / "tracks.mp4").shape[1:3]
+    video = write_video(tmp_path / "odd.mp4", moving_texture(5, height, width))
+    demonstration.draw_tracks(video, 0, tmp_path / "tracks.mp4")
+    demonstration.draw_hidden_motion(video, 0, (tmp_path / "seen.mp4", tmp_path / "motion.mp4"))
+    sizes = [film(tmp_path / f"{name}.mp4").shape[1:3] for name in ("tracks", "seen", "motion")]
+    assert sizes == [(420, 420), (280, 280), (280, 568)]
 
 
 def test_only_the_clip_is_decoded_and_large_frames_not_all_at_once(monkeypatch):
@@ -182,7 +179,11 @@ def test_large_frames_made_small_are_those_that_the_processor_makes(video):
 
 def test_a_single_frame_and_what_is_no_video_are_refused_in_words(demonstration, tmp_path):
     photo = write_video(tmp_path / "photo.mp4", np.zeros((1, 64, 64, 3), np.uint8))
-    for show in (demonstration.seconds, lambda path: demonstration.draw_tracks(path, 0, tmp_path / "t.mp4")):
+    for show in (
+        demonstration.seconds,
+        lambda path: demonstration.labels(path, 0),
+        lambda path: demonstration.draw_tracks(path, 0, tmp_path / "t.mp4"),
+    ):
         with pytest.raises(ValueError, match="has one frame, in which nothing can move"):
             show(photo)
     for name, content in (("empty.mp4", b""), ("text.mp4", b"no video at all\n" * 100)):

@@ -108,16 +108,18 @@ class Demonstration:
             return reader.num_frames / _fps(reader)
 
     def labels(self, video: str | Path, start_seconds: float) -> tuple[dict[str, float], Span]:
-        """Return the score of each class, and what they are scores of.
+        """Return the score of each class that the classifier, which there must be, knows, and what it is the score of.
 
         That is the clip from `start_seconds` on, or all of the video where the classifier takes segments of it.
 
         Raises:
             VideoReadError: If the video cannot be read.
+            ValueError: If nothing can move in it.
         """
         processor = self._classifier_processor
         windows = SlidingWindows(processor.num_frames, processor.frame_stride, processor.frame_sampling)
         with open_video(video) as reader:
+            _check_moves(reader)
             span = _span(reader, windows.length(reader.num_frames, _fps(reader)), start_seconds)
             frames = _small_frames(reader, [span.first + frame for frame in windows.clip(span.num_frames)], processor)
         inputs = processor(frames, do_sample_frames=False, return_tensors="pt").to(self.classifier.device)
@@ -169,6 +171,8 @@ class Demonstration:
         seed: int = 0,
     ) -> str:
         """Write two mp4 files, a clip as the model sees it and the motion in its holes, and return what they show.
+
+        There must be a pre-trained model.
 
         Args:
             video: Where the clip is from.
@@ -283,7 +287,7 @@ def explained_in_words(share: float) -> str:
 
 def _check_moves(reader: VideoReader) -> None:
     if reader.num_frames < 2:
-        raise ValueError("the video has one frame, in which nothing can move. Take one with at least two.")
+        raise ValueError("The video has one frame, in which nothing can move. Take one with at least two.")
 
 
 def _fps(reader: VideoReader) -> float:

@@ -1,5 +1,6 @@
 """The page of examples/demo.py: what its button does, and all of it in a real browser."""
 
+import io
 import re
 import shutil
 import socket
@@ -11,9 +12,11 @@ from itertools import chain
 from pathlib import Path
 from unittest import mock
 
+import av
 import numpy as np
 import pytest
 from conftest import moving_texture, write_video
+from PIL import Image
 from small_classifiers import load_script
 from small_models import save_small_predictor, save_sure_classifier
 
@@ -52,10 +55,15 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """Videos that can be shown."""
+    """Videos that can be shown, and that a browser can play."""
+    if "libx264" not in av.codecs_available:
+        pytest.skip("this build of FFmpeg cannot write H.264")
     root = tmp_path_factory.mktemp("videos")
     sizes = {"usual": (40, 48, 64), "upright": (12, 128, 72), "tiny": (12, 16, 16), "short": (2, 48, 64)}
-    return {name: write_video(root / f"{name}.mp4", moving_texture(*size), fps=10) for name, size in sizes.items()}
+    return {
+        name: write_video(root / f"{name}.mp4", moving_texture(*size), fps=10, codec="libx264")
+        for name, size in sizes.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +192,7 @@ def check_is_shown(page) -> None:
     assert page.locator(".toast-body").all_inner_texts() == []
     assert page.get_by_test_id("label-output-value").inner_text() in ("fall", "jump", "run")
 
-    names = ("tracks.mp4", "seen.mp4", "motion.mp4")
-    for name in names:
+    for name in ("tracks.mp4", "seen.mp4", "motion.mp4"):
         film = page.locator(f"video[src*='{name}']")
         page.wait_for_function(
             "name => document.querySelector(`video[src*='${name}']`)?.readyState >= 2", arg=name, timeout=PATIENCE_MS
@@ -198,10 +205,6 @@ def check_is_shown(page) -> None:
 
 
 def pixels_of(png: bytes) -> np.ndarray:
-    import io
-
-    from PIL import Image
-
     return np.asarray(Image.open(io.BytesIO(png)).convert("L")).astype(float)
 
 
@@ -224,11 +227,19 @@ def test_videos_of_any_shape_are_shown(page, videos, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["desktop"], indirect=True)
 def test_a_webm_is_shown(page, tmp_path):
-    import av
-
     if "libvpx-vp9" not in av.codecs_available:
         pytest.skip("this build of FFmpeg cannot write VP9")
     show(page, write_video(tmp_path / "clip.webm", moving_texture(20, 48, 64), codec="libvpx-vp9"))
+    check_is_shown(page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["desktop"], indirect=True)
+def test_a_video_that_the_browser_cannot_play_is_shown_all_the_same(page, tmp_path):
+    page.set_input_files("input[type=file]", str(write_video(tmp_path / "clip.avi", moving_texture(20, 48, 64))))
+    page.locator(".toast-body").filter(has_text="Video not playable").wait_for(timeout=PATIENCE_MS)
+    page.locator(".toast-close").click()
+    page.get_by_role("button", name="Show", exact=True).click()
     check_is_shown(page)
 
 
