@@ -1,4 +1,4 @@
-"""The classifier as a program of its own: `torch.export`, and ONNX in onnxruntime. For any batch and number of frames."""
+"""The classifier as a program of its own, for any batch and number of frames: `torch.export`, ONNX."""
 
 import pytest
 import torch
