@@ -1,0 +1,130 @@
+"""The classifier as a program of its own, for any batch and number of frames: `torch.export`, ONNX."""
+
+import pytest
+import torch
+from torch import nn
+
+from mme_hf import MMEConfig, MMEForVideoClassification
+
+POOLINGS = {"mean": {}, "attentive": {"use_attentive_pooling": True}, "first": {"use_mean_pooling": False}}
+NUM_FRAMES = 4
+# Batches and frames beside the traced ones: fewer, and more than the table of positions is for.
+OTHER_SHAPES = [(1, 4), (1, 6), (3, 4), (5, 12)]
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"), reason="torch 2.6 cannot tell exporting from compiling"
+)
+
+
+def small_classifier(**overrides) -> MMEForVideoClassification:
+    torch.manual_seed(0)
+    fields = {
+        "image_size": 8,
+        "patch_size": 4,
+        "num_frames": NUM_FRAMES,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "num_labels": 3,
+    }
+    model = MMEForVideoClassification(MMEConfig(**{**fields, **overrides})).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def inputs_of(batch_size: int, num_frames: int, padded: bool) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(batch_size + num_frames)
+    inputs = {"pixel_values": torch.randn(batch_size, num_frames, 3, 8, 8, generator=generator)}
+    if padded:
+        inputs["frame_mask"] = torch.ones(batch_size, num_frames, dtype=torch.bool)
+        inputs["frame_mask"][0, 2:] = False
+    return inputs
+
+
+def any_shape(inputs: dict[str, torch.Tensor], **limits: int) -> dict[str, dict]:
+    shape = {0: torch.export.Dim("batch"), 1: 2 * torch.export.Dim("tubelets", min=2, **limits)}
+    return dict.fromkeys(inputs, shape)
+
+
+def exported(model: nn.Module, inputs: dict[str, torch.Tensor], strict: bool = False, **limits: int):
+    return torch.export.export(model, (), inputs, dynamic_shapes=any_shape(inputs, **limits), strict=strict)
+
+
+def functions_in(program: torch.export.ExportedProgram) -> set[str]:
+    return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+
+
+# --- torch.export ---
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("pooling", POOLINGS)
+@torch.no_grad()
+def test_exported_program_equals_the_model_for_any_batch_and_frames(pooling, padded):
+    model = small_classifier(**POOLINGS[pooling])
+    program = exported(model, inputs_of(2, 8, padded)).module()
+    for batch_size, num_frames in OTHER_SHAPES:
+        inputs = inputs_of(batch_size, num_frames, padded)
+        torch.testing.assert_close(program(**inputs).logits, model(**inputs).logits)
+
+
+@torch.no_grad()
+def test_strict_export_and_a_saved_program(tmp_path):
+    model = small_classifier(use_attentive_pooling=True)
+    torch.export.save(exported(model, inputs_of(2, NUM_FRAMES, True), strict=True), tmp_path / "model.pt2")
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    for batch_size, num_frames in OTHER_SHAPES:
+        inputs = inputs_of(batch_size, num_frames, True)
+        torch.testing.assert_close(program(**inputs).logits, model(**inputs).logits)
+
+
+def test_positions_are_computed_only_where_clips_may_be_longer_than_the_table():
+    model, inputs = small_classifier(), inputs_of(2, NUM_FRAMES, False)
+    sines = {"aten.sin.default", "aten.cos.default"}
+    assert sines <= functions_in(exported(model, inputs))
+    limited = exported(model, inputs, max=NUM_FRAMES // 2)
+    fixed = torch.export.export(model, (), inputs)
+    assert not sines & functions_in(limited) and not sines & functions_in(fixed)
+
+
+def test_a_number_of_frames_that_no_tubelets_make_is_refused():
+    program = exported(small_classifier(), inputs_of(2, 8, False)).module()
+    with pytest.raises((AssertionError, RuntimeError), match="Guard failed"):
+        program(**inputs_of(2, 5, False))
+
+
+# --- ONNX ---
+
+
+def session_of(model: nn.Module, inputs: dict[str, torch.Tensor], path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    program = torch.onnx.export(
+        model, (), kwargs=inputs, dynamic_shapes=any_shape(inputs), output_names=["logits"], dynamo=True, verbose=False
+    )
+    program.save(path)
+    return runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def check_onnx(model: nn.Module, padded: bool, path) -> None:
+    session = session_of(model, inputs_of(2, 8, padded), path)
+    # One tubelet too: sizes of 1 are no special case in ONNX.
+    for batch_size, num_frames in [(1, 2), *OTHER_SHAPES]:
+        inputs = inputs_of(batch_size, num_frames, padded)
+        (logits,) = session.run(["logits"], {name: tensor.numpy() for name, tensor in inputs.items()})
+        with torch.no_grad():
+            expected = model(**inputs).logits
+        torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=0, atol=1e-4)
+
+
+def test_onnxruntime_gives_the_same_logits_for_any_batch_frames_and_padding(tmp_path):
+    check_onnx(small_classifier(use_attentive_pooling=True), True, tmp_path / "model.onnx")
+
+
+@pytest.mark.slow  # the exporter takes 10 s for each model, however small
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_onnxruntime_gives_the_same_logits_for_every_pooling(tmp_path, pooling, padded):
+    check_onnx(small_classifier(num_hidden_layers=2, **POOLINGS[pooling]), padded, tmp_path / "model.onnx")
