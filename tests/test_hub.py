@@ -88,6 +88,13 @@ def test_a_pushed_run_is_loaded_by_its_name_and_holds_nothing_of_this_machine(hu
     assert HfApi().model_info("me/mine").card_data.license == "apache-2.0"
 
 
+def test_weights_in_several_files_are_pushed_with_their_index(hub, model, tmp_path):
+    model.save_pretrained(tmp_path / "run", max_shard_size="200KB")
+    push_folder(tmp_path / "run", "me/mine", token="hf_mine")
+    assert len([path for path in hub.repositories["model", "me/mine"].files() if path.endswith(".safetensors")]) > 1
+    assert_same_weights(model, MMEForPreTraining.from_pretrained("me/mine"))
+
+
 def test_models_and_processors_push_themselves(hub, model):
     model.push_to_hub("me/mine", token="hf_mine")
     MMEVideoProcessor(frame_stride=3).push_to_hub("me/mine", token="hf_mine")
@@ -219,7 +226,9 @@ def xet(hub, tmp_path, monkeypatch):
 
 def test_a_client_with_xet_sends_and_fetches_weights_by_it(xet, model, run_folder):
     push_folder(run_folder, "me/mine", token="hf_mine")
-    assert_same_weights(model, MMEForPreTraining.from_pretrained("me/mine"))
+    model.push_to_hub("me/another", token="hf_mine")
+    for name in ("me/mine", "me/another"):
+        assert_same_weights(model, MMEForPreTraining.from_pretrained(name))
     assert xet.asked("xet-write-token") and xet.asked("xet-read-token")
     assert not xet.asked(STORED)
 
