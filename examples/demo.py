@@ -41,20 +41,23 @@ A model sees a few patches of a clip and predicts how the points in the holes mo
 press **Show**."""
 NO_CLASSIFIER = """**No labels: no classifier is loaded.** Make one of your own classes, and start this page with it:
 ```
-accelerate launch examples/finetune.py --train_dir my_actions/train --output_dir outputs/finetune
-python examples/demo.py --model_name_or_path outputs/finetune
+accelerate launch examples/finetune.py \\
+    --train_dir my_actions/train \\
+    --output_dir outputs/finetune
+python examples/demo.py \\
+    --model_name_or_path outputs/finetune
 ```"""
 NO_PRETRAINED = """**No predicted motion: no pre-trained model is loaded.** Make one, in minutes on the sample clips,
 and start this page with it:
 ```
 accelerate launch examples/pretrain.py
-python examples/demo.py --pretraining_model outputs/pretrain
+python examples/demo.py \\
+    --pretraining_model outputs/pretrain
 ```"""
-# On a phone things stand below each other, in the order in which they are needed.
 STYLE = """
 .legend { display: flex; gap: 0.8em; align-items: center; font-size: 0.9em; }
 .legend img { flex: none; }
-pre, pre code { white-space: pre-wrap !important; overflow-wrap: anywhere; }
+pre { overflow-x: auto; }
 """
 
 

@@ -86,7 +86,8 @@ def test_what_is_missing_is_said_with_commands_that_exist(demo):
     texts = [component["props"].get("value") for component in shown]
     assert demo.NO_CLASSIFIER in texts and demo.NO_PRETRAINED in texts
     takers = {"finetune.py": FinetuningArguments, "pretrain.py": PretrainingArguments}
-    commands = re.findall(r"examples/(\w+\.py)(.*)", demo.NO_CLASSIFIER + demo.NO_PRETRAINED)
+    notes = (demo.NO_CLASSIFIER + demo.NO_PRETRAINED).replace("\\\n", "")
+    commands = re.findall(r"examples/(\w+\.py)(.*)", notes)
     assert {name for name, _ in commands} == {"finetune.py", "pretrain.py", "demo.py"}
     for name, words in commands:
         assert (DEMO.parent / name).is_file()
