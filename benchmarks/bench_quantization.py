@@ -128,7 +128,7 @@ def table(variants: dict[str, Variant], clips: torch.Tensor, labels: torch.Tenso
     is_right = {name: values.argmax(1) == labels for name, values in logits.items()}
     spread = logits[first].std(dim=1).mean().item()
     lines = [
-        "| form | top-1 | 95 % interval | lost, won | p | same guess | logits differ: mean, largest | size, MB | time |",
+        "| form | top-1 | 95 % interval | lost, won | p | same guess | logits off: mean, largest | size, MB | time |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, values in logits.items():

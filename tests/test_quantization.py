@@ -58,11 +58,12 @@ def test_torchao_rounds_every_linear_layer_and_survives_saving(tmp_path, classif
 
     loaded.save_pretrained(tmp_path)
     sizes = [(path / "model.safetensors").stat().st_size for path in (tmp_path, folder)]
-    assert sizes[0] < 0.5 * sizes[1]
+    assert sizes[0] < 0.6 * sizes[1]
     # The file says how it is to be read: no option is needed.
     assert torch.equal(MMEForVideoClassification.from_pretrained(tmp_path)(clips()).logits, logits)
 
 
+@pytest.mark.slow  # the exporter takes 10 s, however small the model
 def test_onnxruntime_rounds_to_int8(tmp_path, classifier):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
