@@ -38,8 +38,8 @@ def prepare_to_train(
     num_started = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
     if accelerator.num_processes == 1 < num_started:
         raise ValueError(
-            f"{num_started} processes were started, and accelerate finds no accelerator for them: each would train alone, "
-            "into the same folder. Start one, or set ACCELERATE_USE_CPU=true to train on CPUs together, without FSDP."
+            f"{num_started} processes were started, and accelerate finds no accelerator for them: each would train "
+            "alone, into the same folder. Start one, or set ACCELERATE_USE_CPU=true to train on CPUs together, without FSDP."
         )
     if kind == DistributedType.DEEPSPEED:
         raise ValueError(
