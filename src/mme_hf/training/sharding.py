@@ -39,7 +39,7 @@ def prepare_to_train(
     if accelerator.num_processes == 1 < num_started:
         raise ValueError(
             f"{num_started} processes were started, and accelerate finds no accelerator for them: each would train "
-            "alone, into the same folder. Start one, or set ACCELERATE_USE_CPU=true to train on CPUs together, without FSDP."
+            "alone, into the same folder. Start one, or set ACCELERATE_USE_CPU=true to train on CPUs, without FSDP."
         )
     if kind == DistributedType.DEEPSPEED:
         raise ValueError(
