@@ -176,9 +176,19 @@ def test_a_model_that_is_not_sharded_is_whole():
     ],
 )
 def test_what_cannot_be_trained_is_refused(kind, is_fsdp2, flags, message):
-    accelerator = SimpleNamespace(distributed_type=kind, is_fsdp2=is_fsdp2, prepare=lambda *parts: parts)
+    accelerator = SimpleNamespace(distributed_type=kind, is_fsdp2=is_fsdp2, num_processes=2)
+    accelerator.prepare = lambda *parts: parts
     if message is None:
         assert prepare_to_train(SimpleNamespace(**flags), accelerator, "model", "optimizer") == ("model", "optimizer")
     else:
         with pytest.raises(ValueError, match=message):
             prepare_to_train(SimpleNamespace(**flags), accelerator, "model", "optimizer")
+
+
+def test_processes_that_accelerate_does_not_join_are_refused(monkeypatch):
+    # As torchrun sets it, and Accelerate without an accelerator finds itself.
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    accelerator = SimpleNamespace(distributed_type=DistributedType.NO, num_processes=1)
+    with pytest.raises(ValueError, match="2 processes were started, .* each would train alone"):
+        prepare_to_train(None, accelerator, "model", "optimizer")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +35,12 @@ def prepare_to_train(
         ValueError: If Accelerate is configured for something that the training loop, or a flag, cannot do.
     """
     kind = accelerator.distributed_type
+    num_started = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if accelerator.num_processes == 1 < num_started:
+        raise ValueError(
+            f"{num_started} processes were started, and accelerate finds no accelerator for them: each would train "
+            "alone, into the same folder. Start one, or set ACCELERATE_USE_CPU=true to train on CPUs, without FSDP."
+        )
     if kind == DistributedType.DEEPSPEED:
         raise ValueError(
             "accelerate is configured for DeepSpeed, whose engine takes the optimizer's step by itself, before an "
