@@ -10,6 +10,7 @@ POOLINGS = {"mean": {}, "attentive": {"use_attentive_pooling": True}, "first": {
 NUM_FRAMES = 4
 # Batches and frames beside the traced ones: fewer, and more than the table of positions is for.
 OTHER_SHAPES = [(1, 4), (1, 6), (3, 4), (5, 12)]
+OTHER_CASES = [("mean", True), ("attentive", False), ("first", False), ("first", True)]
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.compiler, "is_exporting"), reason="torch 2.6 cannot tell exporting from compiling"
@@ -59,8 +60,14 @@ def functions_in(program: torch.export.ExportedProgram) -> set[str]:
 # --- torch.export ---
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize(
+    ("pooling", "padded"),
+    [
+        ("mean", False),
+        ("attentive", True),
+        *[pytest.param(*case, marks=pytest.mark.slow) for case in OTHER_CASES],
+    ],
+)
 @torch.no_grad()
 def test_exported_program_equals_the_model_for_any_batch_and_frames(pooling, padded):
     model = small_classifier(**POOLINGS[pooling])
@@ -70,6 +77,7 @@ def test_exported_program_equals_the_model_for_any_batch_and_frames(pooling, pad
         torch.testing.assert_close(program(**inputs).logits, model(**inputs).logits)
 
 
+@pytest.mark.slow  # traces Python, for 10 s
 @torch.no_grad()
 def test_strict_export_and_a_saved_program(tmp_path):
     model = small_classifier(use_attentive_pooling=True)
@@ -81,10 +89,10 @@ def test_strict_export_and_a_saved_program(tmp_path):
 
 
 def test_positions_are_computed_only_where_clips_may_be_longer_than_the_table():
-    model, inputs = small_classifier(), inputs_of(2, NUM_FRAMES, False)
+    model, inputs = small_classifier(num_frames=8), inputs_of(2, 6, False)
     sines = {"aten.sin.default", "aten.cos.default"}
     assert sines <= functions_in(exported(model, inputs))
-    limited = exported(model, inputs, max=NUM_FRAMES // 2)
+    limited = exported(model, inputs, max=4)
     fixed = torch.export.export(model, (), inputs)
     assert not sines & functions_in(limited) and not sines & functions_in(fixed)
 
