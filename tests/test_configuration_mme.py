@@ -53,6 +53,16 @@ def test_a_misspelt_field_is_refused_and_a_foreign_one_kept():
     assert MMEConfig(of_another_version=1).of_another_version == 1
 
 
+def test_the_other_name_of_the_epsilon_is_the_same_field(tmp_path):
+    config = MMEConfig(layer_norm_epsilon=1e-3)
+    assert config.layer_norm_eps == 1e-3
+    config.layer_norm_epsilon = 1e-2
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert "layer_norm_epsilon" not in saved and saved["layer_norm_eps"] == 1e-2
+    assert MMEConfig.from_pretrained(tmp_path).layer_norm_epsilon == 1e-2
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+from transformers import initialization as init
 
 from mme_hf.configuration_mme import MMEConfig
 from mme_hf.layers_mme import MMEDropPath
@@ -405,6 +406,13 @@ def test_save_and_load_is_exact(tmp_path):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     torch.testing.assert_close(loaded(**batch).loss, model(**batch).loss, rtol=0, atol=0)
+
+
+def test_positions_need_no_initialisation():
+    with init.no_init_weights():
+        model = small_model()
+    for positions, width in ((model.mme.embeddings.position_embeddings, 16), (model.decoder.position_embeddings, 8)):
+        assert torch.equal(positions.table, sinusoid_table(NUM_TOKENS, width))
 
 
 def test_loading_in_bf16_rounds_the_position_table_once(tmp_path):

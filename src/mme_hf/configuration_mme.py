@@ -90,6 +90,8 @@ class MMEConfig(PreTrainedConfig):
     """
 
     model_type = "mme"
+    # The other name that transformers' configurations have for it.
+    attribute_map: ClassVar[dict[str, str]] = {"layer_norm_epsilon": "layer_norm_eps"}
     # A mapping of scalars, which Trainer.predict could not stack.
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["target_losses"]
     # What `from_pretrained(..., distributed_config=)` shards: each block is a unit, the rest one more.
@@ -234,7 +236,7 @@ def check_config_names(options: Mapping[str, Any]) -> None:
 
 
 def _known_names() -> set[str]:
-    return {field.name for field in fields(MMEConfig)} | _NAMES_BESIDE_THE_FIELDS
+    return {field.name for field in fields(MMEConfig)} | set(MMEConfig.attribute_map) | _NAMES_BESIDE_THE_FIELDS
 
 
 def _named_targets(targets: list[dict]) -> dict[str, dict]:

@@ -551,6 +551,7 @@ class MMEForVideoClassification(MMEPreTrainedModel):
         self.num_labels = config.num_labels
         averages_tokens = config.use_mean_pooling and not config.use_attentive_pooling
         self.mme = MMEModel(config, has_final_layernorm=not averages_tokens)
+        # CODEPATH: classifiers of `--use_attentive_pooling`; published ones have no pooler.
         self.pooler = MMEAttentivePooler(config) if config.use_attentive_pooling else None
         takes_first_token = not (config.use_mean_pooling or config.use_attentive_pooling)
         self.fc_norm = None if takes_first_token else nn.LayerNorm(config.hidden_size, eps=config.fc_norm_eps)

@@ -137,8 +137,8 @@ class MMESinusoidPositions(nn.Module):
 
     def __init__(self, num_positions: int, width: int):
         super().__init__()
-        # Not in checkpoints. MMEPreTrainedModel._init_weights fills it, also after loading on the meta device.
-        self.register_buffer("table", torch.empty(num_positions, width, dtype=torch.float32), persistent=False)
+        # Not in checkpoints. MMEPreTrainedModel._init_weights fills it again after loading on the meta device.
+        self.table = nn.Buffer(sinusoid_table(num_positions, width), persistent=False)
 
     def forward(self, num_tokens: int) -> torch.Tensor:
         """Return the positions of tokens 0 to `num_tokens` - 1, shape (num_tokens, width)."""
