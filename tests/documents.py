@@ -296,6 +296,25 @@ def flags_in(text: str) -> list[str]:
     return re.findall(r"(?<![\w-])--([A-Za-z]\w+)", text)
 
 
+def figures_of(line: str) -> list[tuple[str, list[str]]]:
+    """Return the files of results that a line links to, each with the figures that are said to stand there.
+
+    These are the numbers with a point or two digits in the link's text, and in a row of a table those of the whole row.
+    """
+    line = re.sub(r"`[^`]*`", "", line)
+    links = re.findall(r"\[([^\]]*)\]\([^)]*benchmarks/results/(\w+\.md)\)", line)
+    row = re.sub(r"\]\([^)]*\)", "", line) if line.startswith("|") else None
+    number = r"(?<![\w.])(?:\d+\.\d+|\d{2,})(?![\w.]*\d)"
+    return [(name, re.findall(number, text if row is None else row)) for text, name in links]
+
+
+def is_in(figure: str, text: str) -> bool:
+    """Return whether a number stands in a text, there perhaps with more digits."""
+    half_a_digit = 0.5 * 10.0 ** -len(figure.partition(".")[2])
+    numbers = re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.]*\d)", text)
+    return any(abs(float(number) - float(figure)) <= half_a_digit + 1e-9 for number in numbers)
+
+
 def known_flags() -> set[str]:
     """Return the flags of all scripts of ours, and of those that launch them."""
     flags = {"help"}

@@ -30,9 +30,12 @@ from documents import (
     check_flags,
     code_spans,
     commands_of,
+    figures_of,
     files_in,
     flags_in,
+    is_in,
     known_flags,
+    prose_of,
     relative_links,
     script_of,
 )
@@ -58,7 +61,8 @@ SHORTENED_BY = {
     "evaluate.py": "--num_eval_segments 1 --num_eval_crops 1 --mixed_precision no --dataloader_num_workers 0",
     "predict.py": "--mixed_precision no",
     "probe.py": (
-        "--num_train_views 1 --num_eval_segments 1 --num_eval_crops 1 --num_seeds 1 --shots 3 --dataloader_num_workers 0"
+        "--num_train_views 1 --num_eval_segments 1 --num_eval_crops 1 --num_seeds 1 --shots 3 "
+        "--dataloader_num_workers 0"
     ),
     "extract_features.py": "--dataloader_num_workers 0",
     "extract_trajectories.py": "",
@@ -370,6 +374,23 @@ def _resolve(name: str, where: str) -> None:
         reduce(getattr, name.split(".")[1:], mme_hf)
     except AttributeError as error:
         raise AssertionError(f"{where}: {name}") from error
+
+
+def test_figures_are_found_but_for_rounding():
+    line = "| a `b-22` 3.1 | [12 and 0.43 x](../benchmarks/results/y.md) |"
+    assert figures_of(line) == [("y.md", ["3.1", "12", "0.43"])]
+    assert figures_of("in 1.5 h [4.6 minutes](benchmarks/results/y.md) of 3.3") == [("y.md", ["4.6"])]
+    assert is_in("0.43", "a 0.425 b") and is_in("12", "|12.4|") and not is_in("0.43", "0.436 10.43 0.431.2")
+    assert not is_in("12", "12.6 x112")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_figures_are_those_of_the_benchmarks(page):
+    for number, line in enumerate(prose_of(page).splitlines(), start=1):
+        for name, figures in figures_of(line):
+            text = (ROOT / "benchmarks" / "results" / name).read_text()
+            missing = [figure for figure in figures if not is_in(figure, text)]
+            assert not missing, f"{page}:{number}: {missing} not in {name}"
 
 
 def test_recipes_named_by_the_table_are_all_there_are():
