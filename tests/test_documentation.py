@@ -297,6 +297,8 @@ def test_commands_with_needs_are_ones_that_their_programs_take(target, workspace
 
 def _check_inputs(command: Command, script: Script) -> None:
     """Expect what a command reads to be in the workspace: then the slow test that runs it is of what the page says."""
+    if why_not_run(command) == "needs the Hub":
+        return
     for name, value in pairwise((*script.arguments, "")):
         assert name not in INPUTS or Path(value).exists(), f"{command.where}: {name} {value}"
         is_file = name.endswith((".mp4", ".pth")) and "://" not in name
@@ -310,6 +312,9 @@ def test_every_script_that_is_documented_is_started_by_a_command():
 def test_few_commands_are_only_read():
     only_read = {(_name(script_of(command)), why_not_run(command)) for command in all_commands() if script_of(command)}
     assert {pair for pair in only_read if pair[1]} == {
+        ("extract_trajectories.py", "needs the Hub"),
+        ("finetune.py", "needs the Hub"),
+        ("pretrain.py", "needs the Hub"),
         ("pretrain.py", "needs several devices or machines"),
         ("demo.py", "serves a page until it is stopped"),
         ("predict.py", "needs a network or another program"),
