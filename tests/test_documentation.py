@@ -70,6 +70,7 @@ SHORTENED_BY = {
     "convert_checkpoint.py": "",
     "mme_hf.motion.report": "--num_clips 2 --image_size 32 --num_frames 4",
     "mme_hf.data.prepare": "",
+    "mme_hf.model_card": "",
 }
 # Scripts whose first import needs what is not always there.
 NEEDS = {"examples/demo.py": "gradio"}
