@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from configparser import ConfigParser
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
@@ -74,7 +74,7 @@ class Command:
     """
 
     where: str
-    environment: dict[str, str]
+    environment: dict[str, str] = field(hash=False)
     words: tuple[str, ...]
     is_piped: bool = False
 

@@ -70,9 +70,20 @@ SHORTENED_BY = {
     "convert_checkpoint.py": "",
     "mme_hf.motion.report": "--num_clips 2 --image_size 32 --num_frames 4",
     "mme_hf.data.prepare": "",
+    "mme_hf.model_card": "",
 }
+# Scripts whose first import needs what is not always there.
+NEEDS = {"examples/demo.py": "gradio"}
 # Flags that name what must be there before a command runs.
-INPUTS = ("--train_dir", "--validation_dir", "--model_name_or_path", "--checkpoint", "--root", "--config")
+INPUTS = (
+    "--pretraining_model",
+    "--train_dir",
+    "--validation_dir",
+    "--model_name_or_path",
+    "--checkpoint",
+    "--root",
+    "--config",
+)
 # Of these a quick test runs the first command there is, inside the tests' process; the slow tests run all commands,
 # each as a process of its own.
 QUICK = (
@@ -118,6 +129,8 @@ def why_not_run(command: Command) -> str | None:
         return "needs the Hub"
     if words & {"--num_machines", "--multi_gpu"} or re.search(r"--num_processes ([3-9]|\d\d)", " ".join(command.words)):
         return "needs several devices or machines"
+    if script.target == "examples/demo.py":
+        return "serves a page until it is stopped"
     if script.target.startswith("benchmarks/"):
         return "writes its results into the repository"
     return None
@@ -265,14 +278,28 @@ def test_files_and_flags_of_a_span_are_seen():
 def test_commands_are_ones_that_their_programs_take(page, workspace):
     blocks = [block for block in blocks_of(page) if block.language == "bash"]
     for command in [command for block in blocks for command in commands_of(block)]:
-        if script := script_of(command):
+        script = script_of(command)
+        if script and script.target not in NEEDS:
             check_flags(script, command.where)
             assert why_not_run(command) or _name(script) in SHORTENED_BY, f"{command.where}: nothing runs it"
             _check_inputs(command, script)
 
 
+@pytest.mark.parametrize("target", NEEDS)
+def test_commands_with_needs_are_ones_that_their_programs_take(target, workspace):
+    pytest.importorskip(NEEDS[target])
+    scripts = {command: script_of(command) for command in all_commands()}
+    commands = [command for command, script in scripts.items() if script and script.target == target]
+    for command in commands:
+        check_flags(scripts[command], command.where)
+        _check_inputs(command, scripts[command])
+    assert commands
+
+
 def _check_inputs(command: Command, script: Script) -> None:
     """Expect what a command reads to be in the workspace: then the slow test that runs it is of what the page says."""
+    if why_not_run(command) == "needs the Hub":
+        return
     for name, value in pairwise((*script.arguments, "")):
         assert name not in INPUTS or Path(value).exists(), f"{command.where}: {name} {value}"
         is_file = name.endswith((".mp4", ".pth")) and "://" not in name
@@ -286,7 +313,11 @@ def test_every_script_that_is_documented_is_started_by_a_command():
 def test_few_commands_are_only_read():
     only_read = {(_name(script_of(command)), why_not_run(command)) for command in all_commands() if script_of(command)}
     assert {pair for pair in only_read if pair[1]} == {
+        ("extract_trajectories.py", "needs the Hub"),
+        ("finetune.py", "needs the Hub"),
+        ("pretrain.py", "needs the Hub"),
         ("pretrain.py", "needs several devices or machines"),
+        ("demo.py", "serves a page until it is stopped"),
         ("predict.py", "needs a network or another program"),
         ("bench_training_step.py", "writes its results into the repository"),
         ("bench_targets_on_device.py", "writes its results into the repository"),
