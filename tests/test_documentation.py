@@ -364,7 +364,8 @@ def test_all_commands_of_a_page_run(page, workspace):
 def test_the_two_commands_are_the_first():
     (first, *_) = blocks_of("README.md")
     assert first.text == (
-        'pip install -e ".[samples]" && accelerate launch examples/pretrain.py\npip install -e ".[test]" && pytest\n'
+        'pip install -e ".[samples]" && accelerate launch examples/pretrain.py\n'
+        'pip install -e ".[test]" && pytest -n 2 --dist loadfile\n'
     )
 
 

@@ -21,9 +21,9 @@ PUSHED = (
     "eval_results.json",
     "model*.safetensors",
     "model.safetensors.index.json",
+    "model_card.json",
     "motion.png",
     "video_preprocessor_config.json",
-    "*_mme.py",
 )
 # What `examples/extract_trajectories.py` makes for others.
 PUSHED_TRACKS = ("README.md", "data/*.parquet")

@@ -14,7 +14,14 @@ from huggingface_hub import HfApi
 
 from mme_hf import MMEForPreTraining, MMEForVideoClassification, MMEVideoProcessor
 
-MODEL_FILES = {".gitattributes", "README.md", "config.json", "model.safetensors", "video_preprocessor_config.json"}
+MODEL_FILES = {
+    ".gitattributes",
+    "README.md",
+    "config.json",
+    "model.safetensors",
+    "model_card.json",
+    "video_preprocessor_config.json",
+}
 
 
 @pytest.fixture
@@ -65,7 +72,7 @@ def test_tracks_and_what_was_trained_on_them_are_pushed_and_found_by_name(
     assert f"pushed to {hub.url}/me/learned" in output
     assert "hf_mine" not in output and "Signature=" not in output
     learned = hub.repositories["model", "me/learned"]
-    assert learned.is_private and set(learned.files()) == MODEL_FILES | {"motion.png"}
+    assert learned.is_private and set(learned.files()) == MODEL_FILES | {"eval_results.json", "motion.png"}
     assert_public(learned)
     assert 'MMEModel.from_pretrained("me/learned")' in learned.content("README.md").decode()
 
