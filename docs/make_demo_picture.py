@@ -1,4 +1,4 @@
-"""Remake demo.png, the demo's page with the sample clip Big Buck Bunny; its flags are those of `examples/demo.py`.
+"""Remake demo.jpg, the demo's page with the sample clip Big Buck Bunny; its flags are those of `examples/demo.py`.
 
     python docs/make_demo_picture.py --pretraining_model outputs/pretrain
 
@@ -21,11 +21,11 @@ from mme_hf.data import load_sample_records
 FOLDER = Path(__file__).parent
 DEMO = FOLDER.parent / "examples" / "demo.py"
 STEM = "bigbuckbunny"
-START_SECONDS = 1.36  # the rabbit moves, the camera rests
-VIEWPORT = {"width": 1100, "height": 900}
+START_SECONDS = 1.4  # the rabbit moves, and so does the camera
+VIEWPORT = {"width": 1280, "height": 900}
 PATIENCE_MS = 180_000
 # The other sample clips may not be shown here: their licences are not known.
-HIDDEN = ".gallery, .label:has(+ .gallery) { visibility: hidden; }"
+HIDDEN = ".gallery, .label:has(+ .gallery) { display: none; }"
 
 
 def free_port() -> int:
@@ -49,7 +49,10 @@ def show(page: Page, video: str) -> bytes:
     """Upload the video, press the button, and return a PNG of the page with all its results."""
     page.set_input_files("input[type=file]", video)
     page.locator("#video video").wait_for(timeout=PATIENCE_MS)
+    # The slider begins as long as a second, and is set to the video's length when that is known.
+    page.wait_for_function("document.querySelector('input[type=range]').max > 1", timeout=PATIENCE_MS)
     page.get_by_label("number input for The clip begins at (seconds)").fill(str(START_SECONDS))
+    page.keyboard.press("Tab")
     page.get_by_role("button", name="Show", exact=True).click()
     page.get_by_text("patches are hidden").wait_for(timeout=PATIENCE_MS)
     page.wait_for_function(
@@ -61,7 +64,7 @@ def show(page: Page, video: str) -> bytes:
 
 
 def main() -> None:
-    """Write demo.png beside this file, in few colours: a page that loads fast."""
+    """Write demo.jpg beside this file, small, for a README that loads fast."""
     (video,) = (row["video"]["path"] for row in load_sample_records().dataset if STEM in row["video"]["path"])
     port = free_port()
     server = subprocess.Popen([sys.executable, DEMO, *sys.argv[1:], "--server_port", str(port)])
@@ -72,7 +75,7 @@ def main() -> None:
             page = browser.new_page(viewport=VIEWPORT)
             page.goto(f"http://127.0.0.1:{port}")
             with Image.open(io.BytesIO(show(page, video))) as picture:
-                picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(FOLDER / "demo.png", optimize=True)
+                picture.convert("RGB").save(FOLDER / "demo.jpg", quality=85, optimize=True)
             browser.close()
     finally:
         server.terminate()
