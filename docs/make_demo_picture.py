@@ -25,7 +25,7 @@ START_SECONDS = 1.4  # the rabbit moves, and so does the camera
 VIEWPORT = {"width": 1280, "height": 900}
 PATIENCE_MS = 180_000
 # The other sample clips may not be shown here: their licences are not known.
-HIDDEN = ".gallery, .label:has(+ .gallery) { display: none; }"
+HIDDEN = "div:has(> .gallery) { display: none; }"
 
 
 def free_port() -> int:

@@ -424,7 +424,7 @@ def test_files_flags_and_objects_that_the_prose_names_exist(page):
 
 
 def _is_command(span: str) -> bool:
-    return span in ("mme_hf.motion.report", "mme_hf.data.prepare")
+    return span in ("mme_hf.motion.report", "mme_hf.data.prepare", "mme_hf.model_card")
 
 
 def _resolve(name: str, where: str) -> None:
