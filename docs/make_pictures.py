@@ -1,4 +1,4 @@
-"""Remake the README's pictures of tracks, from the sample clip Big Buck Bunny: `python docs/make_pictures.py`."""
+"""Remake the pictures of tracks, from the sample clip Big Buck Bunny: `python docs/make_pictures.py`."""
 
 import subprocess
 import sys

@@ -322,6 +322,7 @@ def known_flags() -> set[str]:
         *(ROOT / "examples").glob("*.py"),
         *(ROOT / "benchmarks").glob("*.py"),
         ROOT / "src/mme_hf/data/prepare.py",
+        ROOT / "src/mme_hf/model_card.py",
     ]:
         flags |= set(re.findall(r"add_argument\(\s*\"--(\w+)\"", path.read_text()))
     for arguments_class in ARGUMENTS:

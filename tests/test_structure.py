@@ -1,6 +1,7 @@
 """The architecture, held by tests: who imports whom, and what importing the package costs."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,16 @@ def test_nothing_of_ours_imports_a_command():
 
 def test_every_core_file_is_in_the_table():
     assert set(CORE) <= set(ALLOWED)
+
+
+def test_every_file_and_part_has_its_place_in_the_description():
+    text = (SOURCE.parents[1] / "CONTRIBUTING.md").read_text()
+    structure = text.split("## Structure")[1].split("```")[1]
+    parts = {path.stem for path in SOURCE.glob("*.py")} | {path.parent.name for path in SOURCE.glob("*/__init__.py")}
+    parts -= {"__init__"}
+    assert parts - set(re.findall(r"\w+", structure)) == set()
+    # And nothing that is no more.
+    assert set(re.findall(r"\w+_mme\b", structure)) <= parts
 
 
 @pytest.mark.parametrize("name", CORE)
