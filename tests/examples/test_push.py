@@ -65,7 +65,7 @@ def test_tracks_and_what_was_trained_on_them_are_pushed_and_found_by_name(
     assert f"pushed to {hub.url}/me/learned" in output
     assert "hf_mine" not in output and "Signature=" not in output
     learned = hub.repositories["model", "me/learned"]
-    assert learned.is_private and set(learned.files()) == MODEL_FILES | {"motion.png"}
+    assert learned.is_private and set(learned.files()) == MODEL_FILES | {"eval_results.json", "motion.png"}
     assert_public(learned)
     assert 'MMEModel.from_pretrained("me/learned")' in learned.content("README.md").decode()
 
