@@ -132,3 +132,9 @@ def test_a_result_without_code_leaves_none_of_an_earlier_one(model, tmp_path):
     for _ in range(2):
         save_result(model, MMEVideoProcessor(), tmp_path, with_remote_code=False)
         assert [path.name for path in tmp_path.glob("*.py")] == ["my_mme.py"]
+
+
+def test_a_result_does_not_keep_the_picture_of_an_earlier_one(model, tmp_path):
+    (tmp_path / "motion.png").touch()
+    save_result(model, MMEVideoProcessor(), tmp_path, with_remote_code=False)
+    assert not (tmp_path / "motion.png").exists()

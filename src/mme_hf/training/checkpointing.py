@@ -118,7 +118,7 @@ def save_result(
 ) -> None:
     """Save what a run has made: the model, the processor of its inputs, and on request the code that loads both.
 
-    Code that an earlier run saved there is removed where this one asks for none.
+    Code that an earlier run saved there is removed where this one asks for none, and its picture in any case.
 
     Args:
         model: One of ours.
@@ -129,6 +129,7 @@ def save_result(
     """
     model.save_pretrained(folder, **options)
     processor.save_pretrained(folder)
+    (Path(folder) / "motion.png").unlink(missing_ok=True)  # of the model that was there
     if with_remote_code:
         carry_remote_code(folder)
     else:
