@@ -129,7 +129,7 @@ def convert(args: argparse.Namespace) -> Conversion:
     check_output_dir(args.output_dir)
     conversion = convert_and_report(args.checkpoint, **overrides)
     if published:
-        published.check_fits(conversion.model.config, is_classifier=task_of(conversion) == "classification")
+        published.check_fits(conversion.model.config, task=task_of(conversion))
     if names is not None:
         if not isinstance(conversion.model, MMEForVideoClassification):
             raise ValueError(

@@ -302,13 +302,16 @@ def test_of_a_file_of_which_nothing_is_said_nothing_is_claimed():
 
 def test_a_file_that_cannot_be_the_published_one_is_refused():
     published = published_models()["finetune-ucf101"]
-    published.check_fits(preset_config("base", num_labels=101), is_classifier=True)
+    published.check_fits(preset_config("base", num_labels=101), task="classification")
     with pytest.raises(ValueError, match="num_labels 101, the checkpoint 51"):
-        published.check_fits(preset_config("base", num_labels=51), is_classifier=True)
+        published.check_fits(preset_config("base", num_labels=51), task="classification")
     with pytest.raises(ValueError, match="hidden_size 768, the checkpoint 384"):
-        published.check_fits(preset_config("small", num_labels=101), is_classifier=True)
-    with pytest.raises(ValueError, match="checkpoint of classification, the file is none"):
-        published.check_fits(preset_config("base", num_labels=101), is_classifier=False)
+        published.check_fits(preset_config("small", num_labels=101), task="classification")
+    with pytest.raises(ValueError, match="has the task classification, the checkpoint pretraining"):
+        published.check_fits(preset_config("base", num_labels=101), task="pretraining")
+    # VideoMAE's pre-training has the same encoder, and a decoder that is left out.
+    with pytest.raises(ValueError, match="has the task pretraining, the checkpoint encoder"):
+        published_models()["base-k400"].check_fits(preset_config("base"), task="encoder")
 
 
 def test_what_cards_are_made_of_is_in_the_wheel():
