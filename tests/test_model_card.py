@@ -255,6 +255,13 @@ def test_a_folder_that_is_none_is_named_in_one_line(folder, damage, message):
     assert str(stop.value).startswith("model_card: error: ") and "\n" not in str(stop.value)
 
 
+def test_a_name_is_kept_only_with_a_card_that_can_be_rendered(folder):
+    before = (folder / "model_card.json").read_bytes()
+    with pytest.raises(ValueError, match="lacks 'per_class'"):
+        render_model_card(folder, evaluation=SCORES, repository="me/mine")
+    assert (folder / "model_card.json").read_bytes() == before
+
+
 def test_an_evaluation_of_another_model_is_refused(folder):
     others = evaluation(per_class=[{"label": "wave"}, {"label": "jump"}])
     with pytest.raises(ValueError, match="'jump'.*Give the evaluation of this model"):
