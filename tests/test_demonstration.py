@@ -134,8 +134,9 @@ def test_a_seed_decides_the_mask(demonstration, video, tmp_path):
         demonstration.draw_hidden_motion(video, 0, (tmp_path / f"{name}.mp4", tmp_path / "m.mp4"), seed=seed)
         films.append((tmp_path / f"{name}.mp4").read_bytes())
     assert films[0] == films[1] != films[2]
-    with pytest.raises(ValueError, match=r"seed \(-1\)"):
-        demonstration.draw_hidden_motion(video, 0, (tmp_path / "a.mp4", tmp_path / "m.mp4"), seed=-1)
+    for seed in (-1, 2**32, 1.5, True):
+        with pytest.raises(ValueError, match=rf"seed \({seed}\)"):
+            demonstration.draw_hidden_motion(video, 0, (tmp_path / "a.mp4", tmp_path / "m.mp4"), seed=seed)
 
 
 # By hand: 4 frames 2 apart need 9, those beside each other 5; of a shorter video all there are.

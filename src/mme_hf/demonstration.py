@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -187,7 +188,8 @@ class Demonstration:
             ValueError: If nothing can move in it, or `mask_ratio` or `seed` cannot be used.
         """
         processor = self.processor
-        if isinstance(seed, bool) or seed not in SEEDS:
+        # A range looks for what is no int in each of its numbers.
+        if isinstance(seed, bool) or not isinstance(seed, Integral) or int(seed) not in SEEDS:
             raise ValueError(f"seed ({seed}) must be a whole number from 0 to {SEEDS[-1]}.")
         with open_video(video) as reader:
             frames, span = read_clip(reader, processor, start_seconds)
