@@ -11,7 +11,7 @@ from small_models import save_small_predictor, save_sure_classifier
 from mme_hf import MMEForVideoClassification, MMEVideoProcessor, VideoReadError, open_video
 from mme_hf import demonstration as module
 from mme_hf.demonstration import Demonstration, explained_in_words, hidden_motion_animation, read_clip
-from mme_hf.hidden_motion import HiddenMotion
+from mme_hf.hidden_motion import HiddenMotion, visible_frames
 
 SIZE = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
 # Mean level of a channel, to tell colour from grey.
@@ -200,6 +200,14 @@ def test_models_that_cannot_do_it_are_refused(pretrained, classifier, tmp_path):
         Demonstration(classifier=str(pretrained))
     with pytest.raises(ValueError, match=r"pretraining_model .* is no folder"):
         Demonstration(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("options", [{}, {"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 100}])
+def test_frames_are_seen_as_they_were_however_pixels_are_scaled(options):
+    processor = MMEVideoProcessor(num_frames=4, **SIZE, **options)
+    frames = torch.arange(250, 254, dtype=torch.uint8)[:, None, None, None].expand(4, 3, 32, 32)
+    pixels = processor(frames, do_sample_frames=False, return_tensors="pt")["pixel_values"][0]
+    assert [*visible_frames(pixels, processor)[:, 5, 5, 1]] == [250, 251, 252, 253]
 
 
 def moved(*steps_x: float) -> np.ndarray:
