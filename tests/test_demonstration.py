@@ -1,5 +1,6 @@
 """What the demo shows of a clip is what is in it: asked of scores, and of the pixels of the films."""
 
+import shutil
 from itertools import chain
 
 import numpy as np
@@ -208,6 +209,12 @@ def test_frames_are_seen_as_they_were_however_pixels_are_scaled(options):
     frames = torch.arange(250, 254, dtype=torch.uint8)[:, None, None, None].expand(4, 3, 32, 32)
     pixels = processor(frames, do_sample_frames=False, return_tensors="pt")["pixel_values"][0]
     assert [*visible_frames(pixels, processor)[:, 5, 5, 1]] == [250, 251, 252, 253]
+
+
+def test_a_processor_may_have_no_options_for_its_tracker(pretrained, tmp_path):
+    folder = shutil.copytree(pretrained, tmp_path / "pretrained")
+    MMEVideoProcessor.from_pretrained(folder, tracker_options=None).save_pretrained(folder)
+    assert Demonstration(str(folder)).processor.tracker_options is None
 
 
 def moved(*steps_x: float) -> np.ndarray:

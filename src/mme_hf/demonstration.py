@@ -93,7 +93,7 @@ class Demonstration:
             self.pretrained, own = load_pretrained(pretrained)
             self.pretrained.to(device)
         self.processor = own or MMEVideoProcessor()
-        options = {} if tracker else self.processor.tracker_options
+        options = {} if tracker else self.processor.tracker_options or {}
         self._tracker = build_ready_tracker(tracker or self.processor.tracker, **options)
 
     def seconds(self, video: str | Path) -> float:
