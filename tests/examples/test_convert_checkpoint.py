@@ -153,8 +153,15 @@ def test_what_was_converted_is_pushed(script, classifier, tmp_path, hub, capsys)
     assert model.config.hidden_size == WIDTH
 
 
-def test_an_unreachable_hub_is_told_before_any_work(script, classifier, tmp_path):
+def test_an_unreachable_hub_is_told_before_anything_is_written(script, classifier, tmp_path):
     flags = ["--output_dir", str(tmp_path / "out"), "--push_to_hub", "--hub_model_id", "me/mine", "--hub_token", "hf_s"]
     with pytest.raises(SystemExit, match=r"hub_model_id \('me/mine'\) cannot be pushed to"):
-        script.main([str(classifier), *flags])
+        script.main([str(classifier), "--config_overrides", OVERRIDES, *flags])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_makes_no_repository(script, classifier, tmp_path, hub):
+    flags = ["--output_dir", str(tmp_path / "out"), "--push_to_hub", "--hub_token", "hf_mine", "--published", "mme"]
+    with pytest.raises(SystemExit, match="is unknown"):
+        script.main([str(classifier), *flags])
+    assert not hub.repositories
