@@ -119,8 +119,8 @@ def processor_for(conversion: Conversion, options: dict) -> MMEVideoProcessor:
     return processor
 
 
-def convert(args: argparse.Namespace) -> Conversion:
-    """Write model and processor, and return what the checkpoint was."""
+def convert(args: argparse.Namespace) -> tuple[Conversion, MMEVideoProcessor]:
+    """Return what the checkpoint was, and the processor of its inputs; nothing is written."""
     overrides = mapping_of("config_overrides", args.config_overrides)
     published = published_model(args.published) if args.published else None
     options = {**(published.processor_options if published else {})}
@@ -129,16 +129,14 @@ def convert(args: argparse.Namespace) -> Conversion:
     check_output_dir(args.output_dir)
     conversion = convert_and_report(args.checkpoint, **overrides)
     if published:
-        published.check_fits(conversion.model.config, is_classifier=task_of(conversion) == "classification")
+        published.check_fits(conversion.model.config, task=task_of(conversion))
     if names is not None:
         if not isinstance(conversion.model, MMEForVideoClassification):
             raise ValueError(
                 f"id2label is for classifiers; {args.checkpoint} is a {conversion.layout.name} checkpoint."
             )
         set_label_names(conversion.model.config, names)
-    processor = processor_for(conversion, options)
-    save_result(conversion.model, processor, args.output_dir, with_remote_code=args.with_remote_code)
-    return conversion
+    return conversion, processor_for(conversion, options)
 
 
 def task_of(conversion: Conversion) -> str:
@@ -175,12 +173,13 @@ def main(argv: list[str] | None = None) -> None:
     try:
         argv = sys.argv[1:] if argv is None else argv
         args = parse_arguments(argv)
+        conversion, processor = convert(args)
         repository = local_name(args.output_dir)
         hub_options = {"token": args.hub_token, "private": args.hub_private_repo}
         if args.push_to_hub:
             name = args.hub_model_id or Path(args.output_dir).resolve().name
             repository = create_repository(name, **hub_options)
-        conversion = convert(args)
+        save_result(conversion.model, processor, args.output_dir, with_remote_code=args.with_remote_code)
         write_model_card(args.output_dir, facts_of(args, argv, conversion, repository))
         print(summary(conversion, args.output_dir))
         if args.push_to_hub:

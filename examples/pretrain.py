@@ -191,7 +191,6 @@ class Pretraining:
         results = self._held_out_results() if self.held_out_records else None
         if self.accelerator.is_main_process:
             write_model_card(self.output_dir, self._facts(), results)
-            (self.output_dir / "motion.png").unlink(missing_ok=True)  # an earlier run's
             try:
                 self._draw()
             except ValueError as error:  # targets that keep no pixels of motion, or no clip that could be read

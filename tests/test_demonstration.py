@@ -1,5 +1,6 @@
 """What the demo shows of a clip is what is in it: asked of scores, and of the pixels of the films."""
 
+import shutil
 from itertools import chain
 
 import numpy as np
@@ -11,7 +12,7 @@ from small_models import save_small_predictor, save_sure_classifier
 from mme_hf import MMEForVideoClassification, MMEVideoProcessor, VideoReadError, open_video
 from mme_hf import demonstration as module
 from mme_hf.demonstration import Demonstration, explained_in_words, hidden_motion_animation, read_clip
-from mme_hf.hidden_motion import HiddenMotion
+from mme_hf.hidden_motion import HiddenMotion, visible_frames
 
 SIZE = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
 # Mean level of a channel, to tell colour from grey.
@@ -134,8 +135,9 @@ def test_a_seed_decides_the_mask(demonstration, video, tmp_path):
         demonstration.draw_hidden_motion(video, 0, (tmp_path / f"{name}.mp4", tmp_path / "m.mp4"), seed=seed)
         films.append((tmp_path / f"{name}.mp4").read_bytes())
     assert films[0] == films[1] != films[2]
-    with pytest.raises(ValueError, match=r"seed \(-1\)"):
-        demonstration.draw_hidden_motion(video, 0, (tmp_path / "a.mp4", tmp_path / "m.mp4"), seed=-1)
+    for seed in (-1, 2**32, 1.5, True):
+        with pytest.raises(ValueError, match=rf"seed \({seed}\)"):
+            demonstration.draw_hidden_motion(video, 0, (tmp_path / "a.mp4", tmp_path / "m.mp4"), seed=seed)
 
 
 # By hand: 4 frames 2 apart need 9, those beside each other 5; of a shorter video all there are.
@@ -199,6 +201,20 @@ def test_models_that_cannot_do_it_are_refused(pretrained, classifier, tmp_path):
         Demonstration(classifier=str(pretrained))
     with pytest.raises(ValueError, match=r"pretraining_model .* is no folder"):
         Demonstration(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("options", [{}, {"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 100}])
+def test_frames_are_seen_as_they_were_however_pixels_are_scaled(options):
+    processor = MMEVideoProcessor(num_frames=4, **SIZE, **options)
+    frames = torch.arange(250, 254, dtype=torch.uint8)[:, None, None, None].expand(4, 3, 32, 32)
+    pixels = processor(frames, do_sample_frames=False, return_tensors="pt")["pixel_values"][0]
+    assert [*visible_frames(pixels, processor)[:, 5, 5, 1]] == [250, 251, 252, 253]
+
+
+def test_a_processor_may_have_no_options_for_its_tracker(pretrained, tmp_path):
+    folder = shutil.copytree(pretrained, tmp_path / "pretrained")
+    MMEVideoProcessor.from_pretrained(folder, tracker_options=None).save_pretrained(folder)
+    assert Demonstration(str(folder)).processor.tracker_options is None
 
 
 def moved(*steps_x: float) -> np.ndarray:

@@ -48,8 +48,8 @@ def run_folder(model, tmp_path):
     MMEVideoProcessor(num_frames=4, frame_stride=3).save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- video\n---\n# A model\n")
     (folder / "modeling_mme.py").write_text("# remote code\n")
-    for name in ("bad_videos.jsonl", "motion_health.json", "last/model.safetensors", "logs/events", "step_3/a.pkl"):
-        (folder / name).parent.mkdir(exist_ok=True)
+    (folder / "last").mkdir()
+    for name in ("bad_videos.jsonl", "motion_health.json", "last/model.safetensors", "last/modeling_mme.py", "logs"):
         (folder / name).write_text("/home/me/videos")
     return folder
 
@@ -274,7 +274,9 @@ def tracks_folder(tmp_path):
     parameters = MotionParameters.of(build_tracker("dis"))
     row = bad_video_row(b"no video", "/home/me/videos/broken.mp4", parameters, "no video")
     write_shard([row], shard_path(tmp_path / "tracks", 0))
-    for name in ("README.md", "extraction.json", "bad_videos.jsonl", "data/.train-00001.parquet.7.tmp"):
+    (tmp_path / "tracks" / "data" / "old").mkdir()
+    private = ("extraction.json", "bad_videos.jsonl", "data/.train-00001.parquet.7.tmp", "data/old/train.parquet")
+    for name in ("README.md", *private):
         (tmp_path / "tracks" / name).write_text("")
     return tmp_path / "tracks"
 

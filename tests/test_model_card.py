@@ -255,6 +255,13 @@ def test_a_folder_that_is_none_is_named_in_one_line(folder, damage, message):
     assert str(stop.value).startswith("model_card: error: ") and "\n" not in str(stop.value)
 
 
+def test_a_name_is_kept_only_with_a_card_that_can_be_rendered(folder):
+    before = (folder / "model_card.json").read_bytes()
+    with pytest.raises(ValueError, match="lacks 'per_class'"):
+        render_model_card(folder, evaluation=SCORES, repository="me/mine")
+    assert (folder / "model_card.json").read_bytes() == before
+
+
 def test_an_evaluation_of_another_model_is_refused(folder):
     others = evaluation(per_class=[{"label": "wave"}, {"label": "jump"}])
     with pytest.raises(ValueError, match="'jump'.*Give the evaluation of this model"):
@@ -302,13 +309,16 @@ def test_of_a_file_of_which_nothing_is_said_nothing_is_claimed():
 
 def test_a_file_that_cannot_be_the_published_one_is_refused():
     published = published_models()["finetune-ucf101"]
-    published.check_fits(preset_config("base", num_labels=101), is_classifier=True)
+    published.check_fits(preset_config("base", num_labels=101), task="classification")
     with pytest.raises(ValueError, match="num_labels 101, the checkpoint 51"):
-        published.check_fits(preset_config("base", num_labels=51), is_classifier=True)
+        published.check_fits(preset_config("base", num_labels=51), task="classification")
     with pytest.raises(ValueError, match="hidden_size 768, the checkpoint 384"):
-        published.check_fits(preset_config("small", num_labels=101), is_classifier=True)
-    with pytest.raises(ValueError, match="checkpoint of classification, the file is none"):
-        published.check_fits(preset_config("base", num_labels=101), is_classifier=False)
+        published.check_fits(preset_config("small", num_labels=101), task="classification")
+    with pytest.raises(ValueError, match="has the task classification, the checkpoint pretraining"):
+        published.check_fits(preset_config("base", num_labels=101), task="pretraining")
+    # VideoMAE's pre-training has the same encoder, and a decoder that is left out.
+    with pytest.raises(ValueError, match="has the task pretraining, the checkpoint encoder"):
+        published_models()["base-k400"].check_fits(preset_config("base"), task="encoder")
 
 
 def test_what_cards_are_made_of_is_in_the_wheel():

@@ -134,3 +134,5 @@ def test_a_missing_file_or_decoder_says_so(folder, tmp_path, monkeypatch, withou
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ImportError, match="Install av or torchcodec"):
         open_plainly(folder / "clip.mp4")
+    with pytest.raises(ImportError, match="Install av, or give frames"):  # torchcodec would be no help
+        open_plainly(folder / "clip.avi")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,7 +93,7 @@ class Demonstration:
             self.pretrained, own = load_pretrained(pretrained)
             self.pretrained.to(device)
         self.processor = own or MMEVideoProcessor()
-        options = {} if tracker else self.processor.tracker_options
+        options = {} if tracker else self.processor.tracker_options or {}
         self._tracker = build_ready_tracker(tracker or self.processor.tracker, **options)
 
     def seconds(self, video: str | Path) -> float:
@@ -187,7 +188,8 @@ class Demonstration:
             ValueError: If nothing can move in it, or `mask_ratio` or `seed` cannot be used.
         """
         processor = self.processor
-        if isinstance(seed, bool) or seed not in SEEDS:
+        # A range looks for what is no int in each of its numbers.
+        if isinstance(seed, bool) or not isinstance(seed, Integral) or int(seed) not in SEEDS:
             raise ValueError(f"seed ({seed}) must be a whole number from 0 to {SEEDS[-1]}.")
         with open_video(video) as reader:
             frames, span = read_clip(reader, processor, start_seconds)

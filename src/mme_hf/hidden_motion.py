@@ -114,10 +114,12 @@ def check_has_position(names: Sequence[str]) -> None:
 
 
 def visible_frames(pixel_values: torch.Tensor, processor: MMEVideoProcessor) -> np.ndarray:
-    """Return normalised frames (T, C, H, W) as they were, uint8 (T, H, W, C)."""
-    mean = torch.tensor(processor.image_mean).view(-1, 1, 1)
-    std = torch.tensor(processor.image_std).view(-1, 1, 1)
-    return ((pixel_values * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    """Return what a processor made of frames, (T, C, H, W), as they were, uint8 (T, H, W, C)."""
+    if processor.do_normalize:
+        mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (processor.image_mean, processor.image_std))
+        pixel_values = pixel_values * std + mean
+    levels = pixel_values / processor.rescale_factor if processor.do_rescale else pixel_values
+    return levels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
 def _token_tracks(

@@ -28,6 +28,8 @@ PUSHED = (
 # What `examples/extract_trajectories.py` makes for others.
 PUSHED_TRACKS = ("README.md", "data/*.parquet")
 _KINDS = {"model": PUSHED, "dataset": PUSHED_TRACKS}
+# A star stands for slashes too: without these, "*_mme.py" would be that of the folder `last` as well.
+_TOO_DEEP = {"model": "*/*", "dataset": "*/*/*"}
 
 
 class PushError(RuntimeError):
@@ -94,7 +96,8 @@ def push_folder(
     try:
         _check_names_nothing_local(Path(folder), _KINDS[kind])
         url = _existing_repository(api, repository, kind, private)
-        api.upload_folder(repo_id=url.repo_id, repo_type=kind, folder_path=folder, allow_patterns=list(_KINDS[kind]))
+        what = {"allow_patterns": list(_KINDS[kind]), "ignore_patterns": _TOO_DEEP[kind]}
+        api.upload_folder(repo_id=url.repo_id, repo_type=kind, folder_path=folder, **what)
     except Exception as error:  # the client's uploading threads let through errors of any kind, hf_xet's for one
         raise PushError(
             f"pushing to {repository} failed: {_in_one_line(error)}. Everything is still in {folder}; push it later "
@@ -145,6 +148,7 @@ def _existing_repository(api: HfApi, repository: str, kind: str, private: bool) 
 def _upload_command(folder: str | Path, repository: str, kind: str, private: bool) -> str:
     words = ["hf", "upload", repository, str(folder)]
     words += [word for pattern in _KINDS[kind] for word in ("--include", pattern)]
+    words += ["--exclude", _TOO_DEEP[kind]]
     words += ["--repo-type", "dataset"] if kind == "dataset" else []
     return shlex.join(words + (["--private"] if private else []))
 

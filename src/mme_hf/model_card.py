@@ -89,7 +89,6 @@ def render_model_card(
             raise ValueError(f"{folder} has no {name}. Name the folder of a model and its processor.")
     if repository is not None:
         facts = dataclasses.replace(facts, repository=repository)
-        save_facts(folder, facts)
     path = Path(folder) / RESULTS_FILE
     card = model_card(
         config=MMEConfig.from_pretrained(folder),
@@ -98,6 +97,8 @@ def render_model_card(
         results=_read_json(path) if path.is_file() else None,
         evaluation=evaluation,
     )
+    if repository is not None:
+        save_facts(folder, facts)
     card.save(Path(folder) / "README.md")
     return Path(folder) / "README.md"
 

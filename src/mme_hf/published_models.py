@@ -64,11 +64,11 @@ class PublishedModel:
         motion = REFERENCE_MOTION if self.task == "pretraining" else {}
         return MMEVideoProcessor(**{**motion, **self.processor_options})
 
-    def check_fits(self, config: MMEConfig, *, is_classifier: bool) -> None:
-        """Raise ValueError if a checkpoint of this configuration cannot be this one; says why."""
-        if is_classifier != (self.task == "classification"):
-            raise ValueError(f"published ({self.name!r}) is a checkpoint of {self.task}, the file is none.")
-        own = self.config()
+    def check_fits(self, config: MMEConfig, *, task: str) -> None:
+        """Raise ValueError if a checkpoint of this configuration and task cannot be this one; says why."""
+        if task != self.task:
+            raise ValueError(f"published ({self.name!r}) has the task {self.task}, the checkpoint {task}.")
+        own, is_classifier = self.config(), task == "classification"
         fields = _TELLING_FIELDS if is_classifier else [name for name in _TELLING_FIELDS if name != "num_labels"]
         for name in fields:
             if getattr(own, name) != getattr(config, name):

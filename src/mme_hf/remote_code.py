@@ -91,6 +91,14 @@ def carry_remote_code(directory: str | Path) -> list[Path]:
     return files
 
 
+def drop_remote_code(directory: str | Path) -> None:
+    """Remove from a folder what `carry_remote_code` added to it: code that its files no longer name."""
+    directory = Path(directory)
+    if directory.resolve() != Path(__file__).resolve().parent:  # where the code is at home
+        for path in code_files():
+            (directory / path.name).unlink(missing_ok=True)
+
+
 def code_files() -> list[Path]:
     """Return the files of this package that are all a model and a processor need."""
     return sorted(Path(__file__).parent.glob("*_mme.py"))

@@ -73,7 +73,7 @@ def open_plainly(source: Any) -> "TorchCodecVideo | PyAVVideo":
     Raises:
         FileNotFoundError: If there is no such file.
         RuntimeError: If neither can read it; names it and says why.
-        ImportError: If neither is installed.
+        ImportError: If neither is installed, or the one that this kind of file needs is not.
     """
     if isinstance(source, str | Path) and "://" not in str(source) and not Path(source).is_file():
         raise FileNotFoundError(f"there is no file {str(source)!r}. Give the path of a video file.")
@@ -87,7 +87,8 @@ def open_plainly(source: Any) -> "TorchCodecVideo | PyAVVideo":
         except RuntimeError as error:
             causes.append(str(error))
     if not causes:
-        raise ImportError(f"{' '.join(missing)} Install av or torchcodec, or give frames instead of a file.")
+        wanted = "av or torchcodec" if can_seek else "av"
+        raise ImportError(f"{' '.join(missing)} Install {wanted}, or give frames instead of a file.")
     raise RuntimeError(f"Cannot read video {_name_of(source)}: {' '.join(causes + missing)}")
 
 

@@ -126,7 +126,7 @@ def test_a_published_checkpoint_gets_its_input_and_its_figures(script, classifie
         ),
         (["--output_dir", "out", "--published", "mme"], "published ('mme') is unknown. Known: base-k400, "),
         (["--output_dir", "out", "--published", "finetune-ucf101"], "has hidden_size 768, the checkpoint 8"),
-        (["--output_dir", "out", "--published", "base-k400"], "is a checkpoint of pretraining, the file is none"),
+        (["--output_dir", "out", "--published", "base-k400"], "has the task pretraining, the checkpoint classification"),
     ],
 )
 def test_a_mistake_ends_with_one_line(script, classifier, tmp_path, monkeypatch, flags, message):
@@ -153,8 +153,15 @@ def test_what_was_converted_is_pushed(script, classifier, tmp_path, hub, capsys)
     assert model.config.hidden_size == WIDTH
 
 
-def test_an_unreachable_hub_is_told_before_any_work(script, classifier, tmp_path):
+def test_an_unreachable_hub_is_told_before_anything_is_written(script, classifier, tmp_path):
     flags = ["--output_dir", str(tmp_path / "out"), "--push_to_hub", "--hub_model_id", "me/mine", "--hub_token", "hf_s"]
     with pytest.raises(SystemExit, match=r"hub_model_id \('me/mine'\) cannot be pushed to"):
-        script.main([str(classifier), *flags])
+        script.main([str(classifier), "--config_overrides", OVERRIDES, *flags])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_makes_no_repository(script, classifier, tmp_path, hub):
+    flags = ["--output_dir", str(tmp_path / "out"), "--push_to_hub", "--hub_token", "hf_mine", "--published", "mme"]
+    with pytest.raises(SystemExit, match="is unknown"):
+        script.main([str(classifier), *flags])
+    assert not hub.repositories

@@ -7,8 +7,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from mme_hf import MMEConfig, MMEModel, MMEVideoProcessor
 from mme_hf.data import RecordCursor
-from mme_hf.training import RunState, latest_checkpoint
+from mme_hf.remote_code import code_files
+from mme_hf.training import RunState, latest_checkpoint, save_result
 from mme_hf.training.checkpointing import read_checkpoint_state, save_checkpoint
 
 
@@ -115,3 +117,24 @@ def test_a_run_that_would_end_before_its_checkpoint_is_refused(prepared, tmp_pat
     with pytest.raises(ValueError, match=r"checkpoint-8'\) is at step 8, beyond the 5 updates .*--max_train_steps"):
         RunState.resume(accelerator, tmp_path, "latest", num_steps=5, **options)
     assert RunState.resume(accelerator, tmp_path, "latest", num_steps=8, **options).step == 8
+
+
+@pytest.fixture
+def model():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    return MMEModel(MMEConfig(image_size=16, num_frames=2, **sizes))
+
+
+def test_a_result_without_code_leaves_none_of_an_earlier_one(model, tmp_path):
+    (tmp_path / "my_mme.py").touch()
+    save_result(model, MMEVideoProcessor(), tmp_path, with_remote_code=True)
+    assert {path.name for path in code_files()} < {path.name for path in tmp_path.iterdir()}
+    for _ in range(2):
+        save_result(model, MMEVideoProcessor(), tmp_path, with_remote_code=False)
+        assert [path.name for path in tmp_path.glob("*.py")] == ["my_mme.py"]
+
+
+def test_a_result_does_not_keep_the_picture_of_an_earlier_one(model, tmp_path):
+    (tmp_path / "motion.png").touch()
+    save_result(model, MMEVideoProcessor(), tmp_path, with_remote_code=False)
+    assert not (tmp_path / "motion.png").exists()

@@ -35,6 +35,10 @@ def test_model_and_processor_agree_on_what_is_predicted():
     assert (model.config.image_size, model.config.num_frames, processor.mask_ratio) == (32, 4, 0.5)
 
 
+def test_no_options_of_a_tracker_may_be_none():
+    assert build_model_and_processor(arguments(processor_options={"tracker_options": None}))[1].tracker == "dis"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

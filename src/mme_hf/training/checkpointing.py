@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
-from ..remote_code import carry_remote_code
+from ..remote_code import carry_remote_code, drop_remote_code
 from ..video_processing_mme import MMEVideoProcessor
 
 STATE_FILE = "trainer_state.json"
@@ -118,6 +118,8 @@ def save_result(
 ) -> None:
     """Save what a run has made: the model, the processor of its inputs, and on request the code that loads both.
 
+    Code that an earlier run saved there is removed where this one asks for none, and its picture in any case.
+
     Args:
         model: One of ours.
         processor: Its processor.
@@ -127,8 +129,11 @@ def save_result(
     """
     model.save_pretrained(folder, **options)
     processor.save_pretrained(folder)
+    (Path(folder) / "motion.png").unlink(missing_ok=True)  # of the model that was there
     if with_remote_code:
         carry_remote_code(folder)
+    else:
+        drop_remote_code(folder)
 
 
 def _complete_checkpoints(output_dir: Path) -> list[Path]:

@@ -134,7 +134,7 @@ def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
         )
     is_tracked = not args.stored_tracks or args.has_validation_data
     # Now, or a worker would be the first to miss it.
-    (build_ready_tracker if is_tracked else build_tracker)(processor.tracker, **processor.tracker_options)
+    (build_ready_tracker if is_tracked else build_tracker)(processor.tracker, **(processor.tracker_options or {}))
     if args.gradient_checkpointing:
         # The name in newer versions of transformers; the older one warns there.
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
