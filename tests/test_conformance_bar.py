@@ -1,9 +1,9 @@
 """The comparison that `pytest tests/conformance` ends with counts what was reported."""
 
-import os
-import subprocess
+import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +14,7 @@ import archive  # noqa: E402
 import bar  # noqa: E402
 
 OURS, THEIRS = "MMEModelTest", "VideoMAEModelTest"
+PEERS = [name for pair in bar.PEERS.items() for name in pair]
 PROCESSORS = {"MMEVideoProcessorTest": {"a": "passed"}, "VideoMAEVideoProcessorTest": {"a": "passed"}}
 
 
@@ -67,8 +68,36 @@ def test_without_the_package_index_the_reason_is_told(tmp_path, monkeypatch):
         archive.import_common("test_modeling_common")
 
 
-def test_the_gate_fails_without_the_package_index(tmp_path):
-    environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "MME_REQUIRE_CONFORMANCE": "1"}
-    command = [sys.executable, "-m", "pytest", str(CONFORMANCE), "-o", f"cache_dir={tmp_path}"]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == pytest.ExitCode.USAGE_ERROR and "No matching distribution" in result.stderr
+@pytest.fixture
+def run_of_the_folder(monkeypatch):
+    """The `conftest.py` of the folder, as a run that must not leave anything out has it."""
+    monkeypatch.setenv("MME_REQUIRE_CONFORMANCE", "1")
+    specification = importlib.util.spec_from_file_location("conformance_conftest", CONFORMANCE / "conftest.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_the_gate_fails_without_the_package_index(run_of_the_folder, tmp_path, monkeypatch):
+    def fetch(cache):
+        raise archive.Unavailable("No matching distribution")
+
+    monkeypatch.setattr(archive, "fetch", fetch)
+    config = SimpleNamespace(cache=SimpleNamespace(mkdir=lambda name: tmp_path / name))
+    with pytest.raises(pytest.UsageError, match="No matching distribution"):
+        run_of_the_folder.pytest_configure(config)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "names", "status"),
+    [("passed", PEERS, 0), ("failed", PEERS, 1), ("passed", (OURS, THEIRS), 1)],
+    ids=["as good", "worse", "a part"],
+)
+def test_the_gate_fails_where_videomae_passes_more_or_a_part_is_left_out(run_of_the_folder, outcome, names, status):
+    plugin = run_of_the_folder._Bar()
+    for name in names:
+        result = outcome if name == OURS else "passed"
+        plugin.pytest_runtest_logreport(SimpleNamespace(nodeid=f"file.py::{name}::a", when="call", outcome=result))
+    session = SimpleNamespace(exitstatus=pytest.ExitCode.OK)
+    plugin.pytest_sessionfinish(session)
+    assert session.exitstatus == status and len(plugin.problems) == status

@@ -235,6 +235,20 @@ def test_a_streamed_path_may_be_a_url_also_into_an_archive(tmp_path, video_folde
     assert "FileNotFoundError" in missing.bad_video.cause
 
 
+def test_a_damaged_archive_and_a_record_without_a_video_are_bad_videos(tmp_path, processor):
+    with zipfile.ZipFile(tmp_path / "videos.zip", "w") as archive:
+        archive.writestr("clip.mp4", b"x" * 1000)
+    content = (tmp_path / "videos.zip").read_bytes()
+    (tmp_path / "videos.zip").write_bytes(content.replace(b"xx", b"xy", 1))
+    dataset = dataset_of(_with_one_video(tmp_path / "videos"), processor)
+    damaged = dataset[request({"video": {"bytes": None, "path": f"zip://clip.mp4::{tmp_path / 'videos.zip'}"}})]
+    assert "the archive is damaged: Bad CRC-32" in damaged.bad_video.cause
+    for nothing in (None, {"bytes": None, "path": None}):
+        assert "the record has no video" in dataset[request({"video": nothing})].bad_video.cause
+    dataset.rows = [{"video": None}]
+    assert dataset[request(0)].source == "videos[0]"
+
+
 def test_embedded_videos_are_named_by_their_place(tmp_path, processor):
     dataset = dataset_of(tmp_path if any(tmp_path.iterdir()) else _with_one_video(tmp_path), processor)
     result = dataset[request({"video": {"bytes": b"broken", "path": "a.mp4"}})]
@@ -243,6 +257,7 @@ def test_embedded_videos_are_named_by_their_place(tmp_path, processor):
 
 
 def _with_one_video(folder):
+    folder.mkdir(exist_ok=True)
     write_video(folder / "clip.mp4", moving_texture(9, 48, 48))
     return folder
 

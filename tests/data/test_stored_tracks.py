@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -318,6 +319,9 @@ def test_a_run_checks_tracker_and_first_video_before_it_begins(stored, videos, p
     write_video(tmp_path / "stranger.mp4", moving_texture(9, 64, 80, seed=9))
     with pytest.raises(MissingTracksError, match="no tracks for video"):
         open_stored_tracks(args, processor, load_folder_records(tmp_path))
+    # A first record without a video is for the run to count.
+    empty = replace(records, dataset=records.dataset.map(lambda video: {"video": None}))
+    assert len(open_stored_tracks(args, processor, empty)) == 4
     args.moving_crop_speed = 0.01
     with pytest.raises(ValueError, match=r"moving_crop_speed \(0.01\) makes motion that stored_tracks .* do not have"):
         open_stored_tracks(args, processor, records)

@@ -1,17 +1,19 @@
 """Checkpoints are whole or absent."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 
 from mme_hf import MMEConfig, MMEModel, MMEVideoProcessor
 from mme_hf.data import RecordCursor
 from mme_hf.remote_code import code_files
 from mme_hf.training import RunState, latest_checkpoint, save_result
-from mme_hf.training.checkpointing import read_checkpoint_state, save_checkpoint
+from mme_hf.training.checkpointing import load_checkpoint, read_checkpoint_state, save_checkpoint
 
 
 @pytest.fixture
@@ -48,6 +50,16 @@ def test_weights_optimizer_random_state_and_the_rest_come_back(prepared, tmp_pat
     assert torch.equal(optimizer.state_dict()["state"][0]["exp_avg"], moments)
     assert torch.equal(torch.rand(3), drawn)
     assert fresh_scheduler.get_last_lr() == scheduler.get_last_lr()
+
+
+def test_shares_and_whole_parameters_are_not_taken_for_each_other(prepared, tmp_path):
+    checkpoint = save(prepared[0], tmp_path, 1)
+    sharded = SimpleNamespace(distributed_type=DistributedType.FSDP)
+    with pytest.raises(ValueError, match="was written without FSDP, and this run is with"):
+        load_checkpoint(sharded, checkpoint)
+    (checkpoint / "pytorch_model_fsdp_0").mkdir()  # as Accelerate calls it
+    with pytest.raises(ValueError, match="was written with FSDP, and this run is without"):
+        load_checkpoint(prepared[0], checkpoint)
 
 
 def test_only_the_newest_are_kept_in_the_order_of_their_numbers(prepared, tmp_path):

@@ -63,6 +63,8 @@ def test_videos_that_changed_are_others(tmp_path):
     identities.add(videos_identity(records))
     embedded = records.dataset.map(lambda video: {"video": {"bytes": b"content", "path": None}})
     identities.add(videos_identity(replace(records, dataset=embedded)))
-    assert len(identities) == 5
+    empty = records.dataset.map(lambda video: {"video": None})
+    identities.add(videos_identity(replace(records, dataset=empty)))
+    assert len(identities) == 6
     with pytest.raises(ValueError, match="is a stream, whose videos are not known"):
         videos_identity(records.streamed())

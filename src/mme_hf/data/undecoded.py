@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
+from zipfile import BadZipFile
 
 
-def openable(video: Mapping[str, Any]) -> str | bytes:
+def is_missing(video: Mapping[str, Any] | None) -> bool:
+    """Return whether a record has no video: its column is empty there."""
+    return video is None or (video["bytes"] is None and video["path"] is None)
+
+
+def openable(video: Mapping[str, Any] | None) -> str | bytes:
     """Return what `open_video` is given for the undecoded video of a record: its path, or its bytes.
 
     Raises:
-        OSError: If it has to be fetched and is not there.
+        OSError: If the record has none, or it has to be fetched and is not there or damaged.
     """
+    if is_missing(video):
+        raise FileNotFoundError("the record has no video: its column is empty there")
     if video["bytes"] is not None:
         return video["bytes"]
     path = video["path"]
@@ -22,18 +30,23 @@ def openable(video: Mapping[str, Any]) -> str | bytes:
     # whole: a clip's many small reads would each cost a round trip, and not every server can seek.
     from datasets.utils.file_utils import xopen
 
-    with xopen(path, "rb") as file:
-        return file.read()
+    try:
+        with xopen(path, "rb") as file:
+            return file.read()
+    except BadZipFile as error:
+        raise OSError(f"the archive is damaged: {error}") from error
 
 
-def source_name(video: Mapping[str, Any], dataset_name: str, record: int | Mapping[str, Any]) -> str:
+def source_name(video: Mapping[str, Any] | None, dataset_name: str, record: int | Mapping[str, Any]) -> str:
     """Return how messages name the undecoded video of a record.
 
     Args:
-        video: The video.
+        video: The video; None where the record has none.
         dataset_name: Name of its data set.
         record: Its row number, or a stream's whole record.
     """
+    if is_missing(video):
+        return f"{dataset_name}[{record if isinstance(record, int) else 'a record without a video'}]"
     if video["path"] and (video["bytes"] is None or "://" in video["path"]):
         return video["path"]
     # Embedded videos often share a file name, or have none; the place in the data set tells them apart.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from transformers import PreTrainedModel
 
 from ..remote_code import carry_remote_code, drop_remote_code
@@ -102,8 +102,15 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: str | Path) -> None:
     """Put model, optimizer, gradient scaler and random states back; the rest is in `read_checkpoint_state`.
 
     Raises:
-        ValueError: If the checkpoint is of another model.
+        ValueError: If the checkpoint is of another model, or of a run with FSDP where this one is without, or reversed.
     """
+    is_of_shares = any(Path(checkpoint).glob("pytorch_model_fsdp*"))
+    if is_of_shares != (accelerator.distributed_type == DistributedType.FSDP):
+        was, now = ("with", "without") if is_of_shares else ("without", "with")
+        raise ValueError(
+            f"resume_from_checkpoint ({str(checkpoint)!r}) was written {was} FSDP, and this run is {now}. Launch it as "
+            "before, or start a new run with --model_name_or_path."
+        )
     try:
         accelerator.load_state(str(checkpoint))
     except RuntimeError as error:

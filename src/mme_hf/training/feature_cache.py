@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..data import BadVideo, VideoRecords
+from ..data.undecoded import is_missing
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,9 @@ def videos_identity(records: VideoRecords) -> str:
     return digest.hexdigest()
 
 
-def _identity_of(video: Mapping[str, Any]) -> str:
+def _identity_of(video: Mapping[str, Any] | None) -> str:
+    if is_missing(video):
+        return "\n"
     path, content = video["path"], video["bytes"]
     if content is not None:
         return f"{blake2b(content, digest_size=16).hexdigest()}\n"

@@ -24,6 +24,7 @@ from ..data import (
     load_manifest_records,
     load_sample_records,
 )
+from ..data.undecoded import openable
 from ..modeling_mme import MMEForPreTraining
 from ..motion import MotionParameters, build_ready_tracker, build_tracker
 from ..names_mme import check_names
@@ -286,7 +287,7 @@ def open_stored_tracks(
         video = records.dataset[0]["video"]
         # A bad video is for the run to count.
         with suppress(VideoReadError, OSError):
-            tracks.motion_of(video["bytes"] or video["path"])
+            tracks.motion_of(openable(video))
     return tracks
 
 
