@@ -1,8 +1,7 @@
-"""Remake demo.jpg, the demo's page with the sample clip Big Buck Bunny; its flags are those of `examples/demo.py`.
+"""Remake demo.jpg, the demo's page with the sample clip Big Buck Bunny: `python docs/make_demo_picture.py`.
 
-    python docs/make_demo_picture.py --pretraining_model outputs/pretrain
-
-Needs the extras `samples` and `demo`, playwright, and an installed chromium.
+Its flags are those of `examples/demo.py`; without any it takes the model that the README's first command leaves in
+outputs/pretrain. Needs the extras `samples` and `demo`, playwright, and an installed chromium.
 """
 
 import io
@@ -68,7 +67,8 @@ def main() -> None:
     """Write demo.jpg beside this file, small, for a README that loads fast."""
     (video,) = (row["video"]["path"] for row in load_sample_records().dataset if STEM in row["video"]["path"])
     port = free_port()
-    server = subprocess.Popen([sys.executable, DEMO, *sys.argv[1:], "--server_port", str(port)])
+    flags = sys.argv[1:] or ["--pretraining_model", "outputs/pretrain"]
+    server = subprocess.Popen([sys.executable, DEMO, *flags, "--server_port", str(port)])
     try:
         wait_for(server, port)
         with sync_playwright() as playwright:
