@@ -53,7 +53,7 @@ def assert_public(tmp_path_factory):
 
 
 def test_tracks_and_what_was_trained_on_them_are_pushed_and_found_by_name(
-    hub, videos, tmp_path, monkeypatch, assert_public
+    hub, videos, tmp_path, monkeypatch, assert_public, caplog, capfd
 ):
     common = {"train_dir": videos, "max_bad_fraction": 0.5, "push_to_hub": "true", "hub_token": "hf_mine"}
     scripts.run_script("extract_trajectories", **common, output_dir=tmp_path / "tracks")
@@ -68,7 +68,9 @@ def test_tracks_and_what_was_trained_on_them_are_pushed_and_found_by_name(
 
     flags = {"stored_tracks": "me/tracks", "hub_model_id": "learned", "hub_private_repo": "true"}
     flags |= {"max_train_steps": 2, "per_device_train_batch_size": 3, "held_out_fraction": 0.3}
-    output = runs.finish(runs.start(tmp_path / "run", **common, **flags))
+    with caplog.at_level("INFO"), runs.new_accelerator():
+        scripts.run_script("pretrain", **{**runs.SMALL, **common, **flags}, output_dir=tmp_path / "run")
+    output = "".join([caplog.text, *capfd.readouterr()])
     assert f"pushed to {hub.url}/me/learned" in output
     assert "hf_mine" not in output and "Signature=" not in output
     learned = hub.repositories["model", "me/learned"]
