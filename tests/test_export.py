@@ -109,6 +109,28 @@ def test_a_number_of_frames_that_no_tubelets_make_is_refused():
         program(**inputs_of(2, 5, False))
 
 
+# --- with a loss ---
+
+
+@pytest.mark.parametrize("shares", [False, True], ids=["class numbers", "shares of classes"])
+def test_the_loss_is_in_one_graph_for_any_batch(shares):
+    torch.compiler.reset()
+    model = small_classifier(problem_type="single_label_classification")
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    # Sizes that no other dimension has: the compiler would take equal sizes for one.
+    for batch_size in (5, 7, 9):
+        labels = torch.arange(batch_size) % 3
+        inputs = {**inputs_of(batch_size, 8, False), "labels": torch.eye(3)[labels] if shares else labels}
+        torch.testing.assert_close(compiled(**inputs).loss, model(**inputs).loss)
+    assert len(graphs) == 1
+
+
 # --- ONNX ---
 
 

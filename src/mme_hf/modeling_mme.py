@@ -613,10 +613,11 @@ class MMEForVideoClassification(MMEPreTrainedModel):
         if labels is None:
             return
         is_number_of_class = not labels.is_floating_point()
-        expected = {(batch_size,)} if is_number_of_class else {(batch_size, self.num_labels)}
+        # No set: its hashes would bind a compiled graph to this batch size.
+        expected = [(batch_size,) if is_number_of_class else (batch_size, self.num_labels)]
         if self.num_labels == 1:
-            expected |= {(batch_size,), (batch_size, 1)}
-        if tuple(labels.shape) not in expected:
+            expected += [(batch_size,), (batch_size, 1)]
+        if labels.shape not in expected:
             raise ValueError(
                 f"labels has shape {tuple(labels.shape)} and dtype {labels.dtype}, expected whole numbers of shape "
                 f"(batch,) = {(batch_size,)}, one class for each clip, or floating point ones of shape (batch, labels) "
@@ -626,7 +627,7 @@ class MMEForVideoClassification(MMEPreTrainedModel):
     def _loss(
         self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
     ) -> torch.Tensor:
-        if len(labels) == 0:
+        if labels.shape[0] == 0:
             # Its mean would be nan, and a process without clips must keep step with the others.
             return logits.sum()
         is_mixed = self.config.problem_type == "single_label_classification" and labels.is_floating_point()

@@ -131,11 +131,16 @@ def test_bad_rows_are_left_out_named_once_and_limited(folder_with_a_bad_video, p
         list(dataset)
 
 
-def test_workers_count_bad_rows_together(folder_with_a_bad_video, processor):
-    dataset, collator = dataset_and_collator(HEADS[1], load_folder_records(folder_with_a_bad_video), processor)
-    loader = DataLoader(dataset, collate_fn=collator, num_workers=1, multiprocessing_context="fork", batch_size=3)
-    with pytest.raises(TooManyBadVideosError, match="1 of 3 videos are bad"):
-        next(iter(loader))
+def test_workers_count_bad_rows_together(video_folder, tmp_path, processor):
+    good = next(video_folder.rglob("*.mp4")).read_bytes()
+    for row, content in enumerate((good, b"no video", good, b"no video")):
+        (tmp_path / f"{row}.mp4").write_bytes(content)
+    dataset, _ = dataset_and_collator(HEADS[1], load_folder_records(tmp_path), processor, max_bad_fraction=0.5)
+    # Each worker meets one of the two.
+    list(DataLoader(dataset, collate_fn=len, num_workers=2, multiprocessing_context="fork", batch_size=2))
+    dataset.row_reading.max_bad_fraction = 0.4
+    with pytest.raises(TooManyBadVideosError, match="2 of 4 videos are bad"):
+        dataset[1]
 
 
 @pytest.mark.parametrize("head", HEADS)
