@@ -18,6 +18,16 @@ from hub_server import HubServer
 from hub_storage import User
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """With `-n 2` keep the tests of a file together, which share what they make, and begin in order.
+
+    By default the files with most tests would come first, and those of a few long ones last, on one worker alone.
+    """
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist, config.option.loadscopereorder = "loadfile", False
+
+
 def moving_texture(num_frames: int, height: int, width: int, *, velocity=(1.0, 0.5), seed: int = 0) -> np.ndarray:
     """Return a smooth random texture that moves by `velocity` (x, y) px per frame, uint8 (T, H, W, 3)."""
     generator = np.random.default_rng(seed)

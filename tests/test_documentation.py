@@ -391,7 +391,7 @@ def test_the_two_commands_are_the_first():
     (first, *_) = blocks_of("README.md")
     assert first.text == (
         'pip install -e ".[samples]" && accelerate launch examples/pretrain.py\n'
-        'pip install -e ".[test]" && pytest -n 2 --dist loadfile\n'
+        'pip install -e ".[test]" && pytest -n 2\n'
     )
 
 

@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import torch
+from accelerate.utils import DistributedType
 
 from mme_hf.data import RecordCursor
 from mme_hf.training import RunState, build_optimizer, build_scheduler
@@ -19,7 +20,9 @@ def test_each_process_goes_on_where_it_was_itself(tmp_path):
     (tmp_path / "checkpoint-7").mkdir()
     (tmp_path / "checkpoint-7" / "trainer_state.json").write_text(json.dumps(contents))
     for index, cursor in enumerate(cursors):
-        process = SimpleNamespace(process_index=index, load_state=lambda folder: None)
+        process = SimpleNamespace(
+            process_index=index, distributed_type=DistributedType.MULTI_CPU, load_state=lambda folder: None
+        )
         resumed = RunState.resume(process, tmp_path, "latest", scheduler=scheduler, settings={})
         assert resumed == RunState(step=7, num_records_seen=14, cursor=cursor, seconds=5.0)
         assert scheduler.last_epoch == 7
