@@ -169,6 +169,9 @@ def test_a_resumed_run_insists_on_streaming_what_was_streamed(video_folder):
 
 def test_an_output_folder_that_cannot_be_written_is_an_error_and_nothing_is_made(tmp_path, monkeypatch):
     check_output_dir(tmp_path / "new" / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match="link is a link that leads nowhere. Name a folder"):
+        check_output_dir(tmp_path / "link" / "run")
     (tmp_path / "file").write_text("x")
     for name in ("file", "file/run"):
         with pytest.raises(ValueError, match=rf"output_dir \('.*{name}'\).*file'? is a file. Name a folder"):
@@ -176,7 +179,7 @@ def test_an_output_folder_that_cannot_be_written_is_an_error_and_nothing_is_made
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(ValueError, match=r"output_dir \('.*run'\) may not be written to. Name another folder"):
         check_output_dir(tmp_path / "new" / "run")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
 
 
 def test_lengths_count_epochs_in_clips():
