@@ -8,7 +8,7 @@ from pathlib import Path
 # Before huggingface_hub reads it: a name that is looked up on the Hub shall fail at once, also without a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Before torch is loaded, here and in what tests start: threads of several workers would wait for each other's cores.
+    # Before torch is loaded, here and in what tests start: threads of several workers would wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
