@@ -174,7 +174,7 @@ def test_a_resumed_run_insists_on_streaming_what_was_streamed(video_folder):
 def test_an_output_folder_that_cannot_be_written_is_an_error_and_nothing_is_made(tmp_path, monkeypatch):
     check_output_dir(tmp_path / "new" / "run")
     (tmp_path / "link").symlink_to(tmp_path / "gone")
-    with pytest.raises(ValueError, match="link is a link to .*gone, which is not there. Name a folder"):
+    with pytest.raises(ValueError, match="link is a link that leads nowhere. Name a folder"):
         check_output_dir(tmp_path / "link" / "run")
     (tmp_path / "file").write_text("x")
     for name in ("file", "file/run"):

@@ -60,15 +60,10 @@ _SHARED_FIELDS = (
 def check_output_dir(output_dir: str | Path) -> None:
     """Raise ValueError if a file is in the way of a folder, or it may not be written to; nothing is made."""
     folder = Path(output_dir).absolute()
-    # A link that leads nowhere is in the way too.
     existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    if existing.is_symlink() and not existing.exists():
-        raise ValueError(
-            f"output_dir ({str(output_dir)!r}) cannot be made: {existing} is a link to {os.readlink(existing)}, which "
-            "is not there. Name a folder."
-        )
     if not existing.is_dir():
-        raise ValueError(f"output_dir ({str(output_dir)!r}) cannot be made: {existing} is a file. Name a folder.")
+        what = "a file" if existing.exists() else "a link that leads nowhere"
+        raise ValueError(f"output_dir ({str(output_dir)!r}) cannot be made: {existing} is {what}. Name a folder.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"output_dir ({str(output_dir)!r}) may not be written to. Name another folder.")
 
