@@ -282,6 +282,9 @@ def test_what_cannot_be_exported_is_refused(models, tmp_path):
         save_with_remote_code(Mine(models["encoder"].config), processor, tmp_path)
     with pytest.raises(ValueError, match="processor is a NoneType"):
         save_with_remote_code(models["encoder"], None, tmp_path)
+    with pytest.raises(ValueError, match="push_to_hub is no option here. Save first"):
+        save_with_remote_code(models["encoder"], processor, tmp_path / "new", push_to_hub=True)
+    assert not (tmp_path / "new").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="is a file"):
         save_with_remote_code(models["encoder"], processor, tmp_path / "file")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -249,3 +250,10 @@ def public_value(value: Any) -> Any:
         with suppress(json.JSONDecodeError):  # a name may begin like that too
             return json.dumps(public_settings(json.loads(value)))
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def dataset_of(name: str) -> dict[str, str]:
+    """Return what `huggingface_hub.EvalResult` is told of a data set: its name, and that written as an id is."""
+    name = public_value(name)
+    slug = re.sub(r"[^\w./-]+", "-", name.lower()).strip("-")
+    return {"dataset_type": slug or "unknown", "dataset_name": name}

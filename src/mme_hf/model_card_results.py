@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from .configuration_mme import MMEConfig
-from .model_card_facts import ConversionFacts, TrainingFacts, public_value
+from .model_card_facts import ConversionFacts, TrainingFacts, dataset_of, public_value
 from .published_models import PublishedModel, published_models, published_source
 from .wording import counted
 
@@ -95,7 +94,7 @@ def _section_of_the_run(facts: TrainingFacts | ConversionFacts, results: Mapping
 def _explained_section(title: str, results: Mapping[str, Any]) -> ResultSection:
     _check_has(results, "the result", "dataset", "explained_share")
     shares = results["explained_share"]
-    data = _dataset_of(results["dataset"])
+    data = dataset_of(results["dataset"])
     figures = [
         EvalResult(
             **FEATURE_EXTRACTION,
@@ -122,7 +121,7 @@ def _validation_section(title: str, results: Mapping[str, Any]) -> ResultSection
         "The model is the best of those that were judged during training, by these same videos: on others it may do "
         "worse."
     )
-    figures = [_accuracy(results[name], _FIGURES[name], _dataset_of(results["dataset"])) for name in ("top1", "top5")]
+    figures = [_accuracy(results[name], _FIGURES[name], dataset_of(results["dataset"])) for name in ("top1", "top5")]
     row = (f"{results['top1']:.3f}", f"{results['top5']:.3f}")
     return ResultSection(title, text, ("top-1", "top-5"), [row], figures)
 
@@ -167,7 +166,7 @@ def _published_section(published: PublishedModel) -> ResultSection:
     figure = _accuracy(
         round(published.top1_percent / 100, 4),
         f"top-1 accuracy, {published.views} views",
-        _dataset_of(published.data),
+        dataset_of(published.data),
         source_name=source["name"],
         source_url=source["url"],
     )
@@ -193,9 +192,3 @@ def _accuracy(value: float, words: str, data: Mapping[str, str], **source: str) 
     return EvalResult(
         **VIDEO_CLASSIFICATION, **data, **source, metric_type="accuracy", metric_name=words, metric_value=value
     )
-
-
-def _dataset_of(name: str) -> dict[str, str]:
-    name = public_value(name)
-    slug = re.sub(r"[^\w./-]+", "-", name.lower()).strip("-")
-    return {"dataset_type": slug or "unknown", "dataset_name": name}

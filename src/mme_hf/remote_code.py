@@ -50,13 +50,16 @@ def save_with_remote_code(
         **kwargs: Passed to the model's `save_pretrained`, such as `max_shard_size`.
 
     Raises:
-        ValueError: If model or processor is of another class, whose code would not be there.
+        ValueError: If model or processor is of another class, whose code would not be there, or `push_to_hub` is given:
+            the model would be pushed before its code is there.
         NotADirectoryError: If `directory` is a file.
     """
     for name, value, classes in (("model", model, _MODELS), ("processor", processor, (MMEVideoProcessor,))):
         if type(value) not in classes:
             allowed = " or ".join(allowed.__name__ for allowed in classes)
             raise ValueError(f"{name} is a {type(value).__name__}; only the code of {allowed} can be carried along.")
+    if kwargs.get("push_to_hub"):
+        raise ValueError("push_to_hub is no option here. Save first, then push the folder: hf upload NAME DIRECTORY.")
     if Path(directory).is_file():
         raise NotADirectoryError(f"directory ({str(directory)!r}) is a file. Give the name of a folder.")
     model.save_pretrained(directory, **kwargs)

@@ -171,12 +171,15 @@ def test_a_model_that_is_not_sharded_is_whole():
         (DistributedType.FSDP, False, {}, "FSDP version 1.*Set fsdp_version to 2"),
         (DistributedType.FSDP, True, {"ema_decay": 0.9}, r"ema_decay \(0.9\) needs whole parameters"),
         (DistributedType.FSDP, True, {"ema_decay": None, "lora_rank": 4}, r"lora_rank \(4\) needs whole parameters"),
+        (DistributedType.FSDP, True, {"offload": True}, "fsdp_offload_params.*Set it to false"),
         (DistributedType.FSDP, True, {"ema_decay": None, "lora_rank": None}, None),
         (DistributedType.MULTI_GPU, False, {"ema_decay": 0.9}, None),
     ],
 )
 def test_what_cannot_be_trained_is_refused(kind, is_fsdp2, flags, message):
-    accelerator = SimpleNamespace(distributed_type=kind, is_fsdp2=is_fsdp2, num_processes=2)
+    plugin = SimpleNamespace(cpu_offload=flags.pop("offload", None))
+    state = SimpleNamespace(fsdp_plugin=plugin)
+    accelerator = SimpleNamespace(distributed_type=kind, is_fsdp2=is_fsdp2, num_processes=2, state=state)
     accelerator.prepare = lambda *parts: parts
     if message is None:
         assert prepare_to_train(SimpleNamespace(**flags), accelerator, "model", "optimizer") == ("model", "optimizer")

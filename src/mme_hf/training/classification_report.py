@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..model_card_facts import dataset_of
 from ..wording import percent
 from .metrics import NUM_CALIBRATION_BINS, classification_metrics, confusion_counts, wilson_interval
 from .prediction import VideoPredictions
@@ -73,8 +74,7 @@ def hub_results(report: Mapping[str, Any], *, dataset: str, split: str | None) -
         {
             "task_type": "video-classification",
             "task_name": "Video Classification",
-            "dataset_type": dataset,
-            "dataset_name": dataset,
+            **dataset_of(dataset),
             "dataset_split": split,
             "metric_type": kind,
             "metric_name": f"{name}, {report['views']} views",

@@ -51,6 +51,11 @@ def prepare_to_train(
             "accelerate is configured for FSDP version 1, whose parameters are not the model's own. Set fsdp_version "
             "to 2, as examples/configs/accelerate/fsdp2.yaml does."
         )
+    if kind == DistributedType.FSDP and accelerator.state.fsdp_plugin.cpu_offload:
+        raise ValueError(
+            "accelerate is configured to keep parameters on the CPU (fsdp_offload_params), where the model that is put "
+            "together again to be judged could not be run. Set it to false."
+        )
     wanted = [name for name in _NEEDS_WHOLE_PARAMETERS if getattr(args, name, None)]
     if kind == DistributedType.FSDP and wanted:
         raise ValueError(
