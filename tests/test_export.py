@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import nn
 
 from mme_hf import MMEConfig, MMEForVideoClassification
@@ -11,10 +12,6 @@ NUM_FRAMES = 4
 # Batches and frames beside the traced ones: fewer, and more than the table of positions is for.
 OTHER_SHAPES = [(1, 4), (1, 6), (3, 4), (5, 12)]
 OTHER_CASES = [("mean", True), ("attentive", False), ("first", False), ("first", True)]
-
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch.compiler, "is_exporting"), reason="torch 2.6 cannot tell exporting from compiling"
-)
 
 
 def small_classifier(**overrides) -> MMEForVideoClassification:
@@ -105,7 +102,7 @@ def test_positions_are_computed_only_where_clips_may_be_longer_than_the_table():
 
 def test_a_number_of_frames_that_no_tubelets_make_is_refused():
     program = exported(small_classifier(), inputs_of(2, 8, False)).module()
-    with pytest.raises((AssertionError, RuntimeError), match="Guard failed"):
+    with pytest.raises((AssertionError, RuntimeError), match="Guard failed|to be of the form 2"):
         program(**inputs_of(2, 5, False))
 
 
@@ -114,6 +111,8 @@ def test_a_number_of_frames_that_no_tubelets_make_is_refused():
 
 @pytest.mark.parametrize("shares", [False, True], ids=["class numbers", "shares of classes"])
 def test_the_loss_is_in_one_graph_for_any_batch(shares):
+    if shares and Version(torch.__version__).release < (2, 9):
+        pytest.skip("torch 2.8 traces the cross entropy of shares for each size of a batch anew")
     torch.compiler.reset()
     model = small_classifier(problem_type="single_label_classification")
     graphs = []

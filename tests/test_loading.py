@@ -116,15 +116,15 @@ def device_maps(model: nn.Module, folder) -> dict[str, dict]:
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     return {
         "whole": {"device_map": "auto"},
-        "half of it on disk": {
+        "part of it on disk": {
             "device_map": "auto",
-            "max_memory": {"cpu": size // 2},
+            "max_memory": {"cpu": size * 9 // 10},  # accelerate keeps room for the largest layer besides
             "offload_folder": folder / "offload",
         },
     }
 
 
-@pytest.mark.parametrize("kind", ["whole", "half of it on disk"])
+@pytest.mark.parametrize("kind", ["whole", "part of it on disk"])
 @pytest.mark.parametrize("model_class", MODELS)
 def test_automatic_device_map_changes_no_output(tmp_path, model_class, kind):
     model = small_model(model_class)
