@@ -82,9 +82,9 @@ def shown_as_message(video: str | None) -> Iterator[None]:
     except VideoReadError as error:
         # Where the server keeps an upload means nothing to who sent it.
         cause = str(error.cause or error).replace(str(video), Path(video).name)
-        raise gr.Error(f"This video cannot be read: {cause}", print_exception=False) from error
+        raise gr.Error(f"This video cannot be read: {cause}", duration=None, print_exception=False) from error
     except ValueError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        raise gr.Error(str(error), duration=None, print_exception=False) from error
 
 
 def sample_clips() -> list[str]:

@@ -129,8 +129,10 @@ def test_sound_alone_is_no_video(tmp_path, without_torchcodec):
 
 
 def test_a_missing_file_or_decoder_says_so(folder, tmp_path, monkeypatch, without_torchcodec):
-    with pytest.raises(FileNotFoundError, match="there is no file"):
+    with pytest.raises(FileNotFoundError, match="none.mp4' is not there"):
         open_plainly(tmp_path / "none.mp4")
+    with pytest.raises(FileNotFoundError, match="is no file"):
+        open_plainly(tmp_path)
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ImportError, match="Install av or torchcodec"):
         open_plainly(folder / "clip.mp4")

@@ -96,6 +96,7 @@ def render_model_card(
         facts=facts,
         results=_read_json(path) if path.is_file() else None,
         evaluation=evaluation,
+        has_remote_code=(Path(folder) / "modeling_mme.py").is_file(),
     )
     if repository is not None:
         save_facts(folder, facts)
@@ -110,6 +111,7 @@ def model_card(
     facts: TrainingFacts | ConversionFacts,
     results: Mapping[str, Any] | None = None,
     evaluation: Mapping[str, Any] | None = None,
+    has_remote_code: bool = False,
 ) -> ModelCard:
     """Return the card of a checkpoint, with the Hub's metadata on top and its figures in them as a model-index.
 
@@ -119,6 +121,7 @@ def model_card(
         facts: How the weights came to be.
         results: As in `eval_results.json` of a run; None if nothing was measured.
         evaluation: As `examples/evaluate.py` writes it, shown instead of `results`; None for none.
+        has_remote_code: Whether the code that opens it lies beside it.
 
     Raises:
         ValueError: If the evaluation is of other classes than the model's.
@@ -130,6 +133,7 @@ def model_card(
         template_path=str(TEMPLATE),
         is_classifier=facts.is_classifier,
         repository=facts.repository,
+        has_remote_code=has_remote_code,
         data=_data_text(config, processor, facts, published),
         classes=_classes_text(config) if facts.is_classifier else None,
         results=sections,

@@ -76,7 +76,8 @@ def open_plainly(source: Any) -> "TorchCodecVideo | PyAVVideo":
         ImportError: If neither is installed, or the one that this kind of file needs is not.
     """
     if isinstance(source, str | Path) and "://" not in str(source) and not Path(source).is_file():
-        raise FileNotFoundError(f"there is no file {str(source)!r}. Give the path of a video file.")
+        what = "is no file" if Path(source).exists() else "is not there"
+        raise FileNotFoundError(f"video {str(source)!r} {what}. Give the path of a video file.")
     can_seek = not _first_bytes(source).startswith(_NOT_TO_SEEK_IN)
     missing, causes = [], []
     for kind in (TorchCodecVideo, PyAVVideo) if can_seek else (PyAVVideo,):

@@ -44,6 +44,7 @@ def test_a_run_leaves_all_that_it_promises(videos, tmp_path):
     card = (folder / "README.md").read_text()
     assert "| position |" in card and str(tmp_path) not in card
     assert 'MMEModel.from_pretrained("run")' in card  # as seen from where it was started
+    assert 'pipeline("video-feature-extraction", model="run", trust_remote_code=True)' in card
     measured = json.loads((folder / "eval_results.json").read_text())
     assert measured["dataset"] == "videos" and list(measured["explained_share"]) == ["shape", "position"]
     assert f"| position | {measured['explained_share']['position']:.3f} |" in card
