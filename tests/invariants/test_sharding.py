@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import multiprocessing
 
 from mme_hf import MMEConfig, MMEForPreTraining, MMEForVideoClassification
@@ -177,7 +177,7 @@ def test_a_model_that_is_not_sharded_is_whole():
     ],
 )
 def test_what_cannot_be_trained_is_refused(kind, is_fsdp2, flags, message):
-    plugin = SimpleNamespace(cpu_offload=flags.pop("offload", None))
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_offload="offload" in flags)
     state = SimpleNamespace(fsdp_plugin=plugin)
     accelerator = SimpleNamespace(distributed_type=kind, is_fsdp2=is_fsdp2, num_processes=2, state=state)
     accelerator.prepare = lambda *parts: parts

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def prepare_to_train(
             "accelerate is configured for FSDP version 1, whose parameters are not the model's own. Set fsdp_version "
             "to 2, as examples/configs/accelerate/fsdp2.yaml does."
         )
-    if kind == DistributedType.FSDP and accelerator.state.fsdp_plugin.cpu_offload:
+    if kind == DistributedType.FSDP and isinstance(accelerator.state.fsdp_plugin.cpu_offload, CPUOffloadPolicy):
         raise ValueError(
             "accelerate is configured to keep parameters on the CPU (fsdp_offload_params), where the model that is put "
             "together again to be judged could not be run. Set it to false."
