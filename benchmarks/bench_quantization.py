@@ -1,6 +1,7 @@
-"""Measure what int8 costs a classifier: accuracy, logits, size and time on a CPU; write the table.
+r"""Measure what int8 costs a classifier: accuracy, logits, size and time on a CPU; write the table.
 
-    python benchmarks/bench_quantization.py --train_dir SET/train --validation_dir SET/test --classifier_dir FOLDER
+    OMP_NUM_THREADS=1 python benchmarks/bench_quantization.py \
+        --train_dir SET/train --validation_dir SET/test --classifier_dir FOLDER
 
 FOLDER is where `examples/finetune.py` fine-tunes the tiny preset from random weights, for minutes, unless a classifier
 is there already. Its last weights are judged (nothing is chosen by the test videos), on one clip of each video, the
@@ -182,7 +183,7 @@ def main() -> None:
         f"Time is that of one clip, the median of {args.repeats} interleaved ones, as a multiple of float32 in torch. "
         "torchao runs eagerly. Only linear layers are rounded; the embedding of patches stays float32 in torch.",
         "",
-        f"    python benchmarks/bench_quantization.py --train_dir {train_dir.parent.name}/{train_dir.name} "
+        f"    OMP_NUM_THREADS=1 python benchmarks/bench_quantization.py --train_dir {train_dir.parent.name}/{train_dir.name} "
         f"--validation_dir {data} --classifier_dir FOLDER --repeats {args.repeats}",
     ]
     args.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
