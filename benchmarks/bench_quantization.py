@@ -165,7 +165,7 @@ def main() -> None:
     clips, labels = test_clips(validation_dir, folder, label2id)
     variants = {**torch_variants(folder, work_dir, clips[:1]), **onnx_variants(folder, work_dir, clips[:1])}
     shape = " x ".join(str(size) for size in clips.shape[1:])
-    data = f"{validation_dir.parent.name}/{validation_dir.name}"
+    train, data = (f"{path.parent.name}/{path.name}" for path in (train_dir, validation_dir))
     lines = [
         "# int8",
         "",
@@ -173,7 +173,7 @@ def main() -> None:
         "",
         f"{machine('cpu')}; {', '.join(f'{name} {version(name)}' for name in PACKAGES)}.",
         f"The classifier: `examples/finetune.py {shlex.join(TRAINING)}`, random weights at the start, trained on "
-        f"{train_dir.parent.name}/{train_dir.name}. Judged on {data}: {len(labels)} videos, {len(label2id)} classes, "
+        f"{train}. Judged on {data}: {len(labels)} videos, {len(label2id)} classes, "
         f"one clip of {shape} each.",
         "",
         *table(variants, clips, labels, args.repeats),
@@ -183,7 +183,7 @@ def main() -> None:
         f"Time is that of one clip, the median of {args.repeats} interleaved ones, as a multiple of float32 in torch. "
         "torchao runs eagerly. Only linear layers are rounded; the embedding of patches stays float32 in torch.",
         "",
-        f"    OMP_NUM_THREADS=1 python benchmarks/bench_quantization.py --train_dir {train_dir.parent.name}/{train_dir.name} "
+        f"    OMP_NUM_THREADS=1 python benchmarks/bench_quantization.py --train_dir {train} "
         f"--validation_dir {data} --classifier_dir FOLDER --repeats {args.repeats}",
     ]
     args.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
