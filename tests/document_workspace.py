@@ -15,6 +15,8 @@ from test_checkpoints import published_block
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEImageProcessor
 
 from mme_hf import MMEConfig, MMEForPreTraining, MMEVideoProcessor
+from mme_hf.model_card import TrainingFacts
+from mme_hf.model_card_facts import save_facts
 
 CLASSES = ("left", "right")
 # The folders that commands of the documents start at.
@@ -31,6 +33,7 @@ def make_workspace(root: Path) -> Path:
         _save_pretraining(root / "outputs" / name)
     for name in ("finetune", "finetune-tiny"):
         save_small_classifier(root / "outputs" / name, CLASSES)
+        save_facts(root / "outputs" / name, _facts_of(name))
     _save_videomae(root / "MCG-NJU" / "videomae-base-finetuned-kinetics")
     save_teacher(root / "facebook" / "dinov2-base", "vit")
     _judge(root)
@@ -48,6 +51,24 @@ def _write_videos(root: Path) -> None:
             velocity = ((-1.5, 1.5)[index % 2], 0.0)
             write_video(video, moving_texture(40, 48, 64, velocity=velocity, seed=index + len(folder)))
     _write_ucf101(root)
+
+
+def _facts_of(name: str) -> TrainingFacts:
+    return TrainingFacts(
+        task="finetuning",
+        repository=f"outputs/{name}",
+        data_name="my_actions",
+        dataset=None,
+        num_videos=12,
+        start=None,
+        base_model=None,
+        license="apache-2.0",
+        num_steps=1,
+        global_batch_size=4,
+        seconds=60.0,
+        command="accelerate launch examples/finetune.py",
+        settings={},
+    )
 
 
 def _judge(root: Path) -> None:
