@@ -45,6 +45,7 @@ def test_classes_that_lie_apart_are_told_apart(name):
     train, test = (features(40, seed=seed, tokens=tokens_of(name)) for seed in (0, 1))
     result = run_probe(name, train, test, CONFIG, seed=0, protocol=SHORT)
     assert (result.test_top1, result.test_mean_class_accuracy, result.num_train_videos) == (1.0, 1.0, 40)
+    assert result.test_is_right == (True,) * len(result.test_is_right) and result.test_is_right
 
 
 @pytest.mark.parametrize("name", PROBES)
@@ -172,7 +173,9 @@ def test_the_best_of_equals_is_the_surest():
 
 
 def test_seeds_are_summed_up():
-    results = [ProbeResult(seed, {"num_neighbours": 1}, 0.5, top1, top1, 8) for seed, top1 in enumerate((0.2, 0.4))]
+    results = [
+        ProbeResult(seed, {"num_neighbours": 1}, 0.5, top1, top1, 8, (True,)) for seed, top1 in enumerate((0.2, 0.4))
+    ]
     summary = summary_of(results)
     assert summary["test_top1_mean"] == pytest.approx(0.3) and summary["validation_top1_std"] == 0.0
     assert summary["test_top1_std"] == pytest.approx(0.2 / math.sqrt(2))  # (0.1 ** 2 + 0.1 ** 2) / (2 - 1)

@@ -78,6 +78,8 @@ class ProbeResult:
         test_top1: Share of the test videos that are right.
         test_mean_class_accuracy: The same, every class of the test videos counted alike.
         num_train_videos: What it was fitted to.
+        test_is_right: Of each test video, in the order of the data set (those that could be read), whether it is right:
+            two models are compared video by video.
     """
 
     seed: int
@@ -86,6 +88,7 @@ class ProbeResult:
     test_top1: float
     test_mean_class_accuracy: float
     num_train_videos: int
+    test_is_right: tuple[bool, ...]
 
 
 def run_probe(
@@ -126,7 +129,13 @@ def run_probe(
     (test_scores,) = _scores(train, test, [candidates[best]], **options, generator=generator)
     found = classification_metrics(test_scores, test.labels)
     return ProbeResult(
-        seed, candidates[best], validation_top1, found["top1"], found["mean_class_accuracy"], len(train.labels)
+        seed=seed,
+        chosen=candidates[best],
+        validation_top1=validation_top1,
+        test_top1=found["top1"],
+        test_mean_class_accuracy=found["mean_class_accuracy"],
+        num_train_videos=len(train.labels),
+        test_is_right=tuple((test_scores.argmax(1) == test.labels).tolist()),
     )
 
 

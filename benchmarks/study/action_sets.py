@@ -1,0 +1,104 @@
+"""Action sets as manifests, and copies of their videos with frames left out."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+
+from mme_hf import open_video
+
+_COLUMNS = ("path", "label", "group")
+
+
+@dataclass(frozen=True)
+class ActionSet:
+    """A set of actions, as manifests that the scripts read.
+
+    Attributes:
+        name: Of its folder.
+        train: Manifest of its training part.
+        test: Manifest of its test part.
+    """
+
+    name: str
+    train: Path
+    test: Path
+
+
+def write_manifests(data: Path, folder: Path) -> tuple[list[ActionSet], dict[str, Path]]:
+    """Write manifests of every set's parts, and of the parts of all sets together; return them.
+
+    A video without a group in DATA/manifest.csv is a group of its own.
+
+    Raises:
+        SystemExit: If `data` holds no set with both parts.
+    """
+    groups = {}
+    if (data / "manifest.csv").exists():
+        groups = {line["path"]: line["group"] for line in read_lines(data / "manifest.csv") if line.get("group")}
+    sets, lines_of = [], {"train": [], "test": []}
+    for root in sorted(path for path in data.iterdir() if all((path / part).is_dir() for part in lines_of)):
+        paths = {}
+        for part, all_lines in lines_of.items():
+            videos = [path for path in sorted((root / part).glob("*/*")) if path.is_file()]
+            own = [(video, groups.get(video.relative_to(data).as_posix(), video.stem)) for video in videos]
+            lines = [{"path": str(video), "label": video.parent.name, "group": group} for video, group in own]
+            paths[part] = write_lines(folder / f"{root.name}-{part}.csv", lines)
+            all_lines += lines
+        sets.append(ActionSet(root.name, paths["train"], paths["test"]))
+    if not sets:
+        sys.exit(f"study.py: error: {data} holds no folders SET/train/CLASS and SET/test/CLASS.")
+    return sets, {part: write_lines(folder / f"all-{part}.csv", lines) for part, lines in lines_of.items()}
+
+
+def thinned(manifest: Path, step: int) -> Path:
+    """Return a manifest of lossless copies of its videos with every `step`-th frame alone.
+
+    They lie beside the manifest, and are made unless they are there.
+    """
+    path = manifest.with_name(f"{manifest.stem}-every-{step}.csv")
+    if path.exists():
+        return path
+    folder = manifest.with_name(f"every-{step}")
+    lines = []
+    for number, line in enumerate(read_lines(manifest)):
+        copy = folder / manifest.stem / f"{number:05}.mkv"
+        if not copy.exists():
+            _write_every(step, Path(line["path"]), copy)
+        lines.append({**line, "path": str(copy)})
+    return write_lines(path, lines)
+
+
+def _write_every(step: int, source: Path, copy: Path) -> None:
+    with open_video(source) as video:
+        frames = video.frames_at(range(0, video.num_frames, step))
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = copy.with_suffix(".part.mkv")
+    with av.open(str(unfinished), "w") as container:
+        stream = container.add_stream("ffv1", rate=8)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[-2:], "bgr0"
+        for frame in frames.permute(0, 2, 3, 1).contiguous().numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    unfinished.rename(copy)
+
+
+def read_lines(path: Path) -> list[dict[str, str]]:
+    """Return the lines of a CSV file with a header."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, str]]) -> Path:
+    """Write a manifest and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(lines)
+    return path

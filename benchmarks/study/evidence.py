@@ -1,0 +1,113 @@
+"""What the pieces found, put together: means and spreads over seeds, and paired comparisons."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NUM_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure over seeds.
+
+    Attributes:
+        values: One a seed.
+    """
+
+    values: tuple[float, ...]
+
+    def __str__(self) -> str:
+        """Return percent with the deviation of a sample; "-" where nothing was measured."""
+        if not self.values:
+            return "-"
+        mean = f"{100 * statistics.mean(self.values):.1f}"
+        return f"{mean} ± {100 * statistics.stdev(self.values):.1f}" if len(self.values) > 1 else mean
+
+
+class Evidence:
+    """All results of a size.
+
+    Args:
+        folder: Of the JSON files.
+    """
+
+    def __init__(self, folder: Path):
+        self.pretrainings = _by_row_and_seed(folder / "pretraining")
+        self.finetunings = [json.loads(path.read_text()) for path in sorted((folder / "finetuning").glob("*.json"))]
+        self.rates = [json.loads(path.read_text()) for path in sorted((folder / "rates").glob("*.json"))]
+        handmade = [json.loads(path.read_text()) for path in sorted((folder / "handmade").glob("*.json"))]
+        self.handmade = {found["set"]: found["handmade"] for found in handmade}
+        probed = {name for found in self.pretrainings.values() for name in found["probes"]}
+        self.sets = sorted(probed | set(self.handmade))
+
+    def probe(self, row: str, probe: str, actions: str, figure: str = "test_top1") -> Measured:
+        """Return what a probe was right about, over the seeds of pre-training."""
+        keys = [key for key in sorted(self.pretrainings) if key[0] == row]
+        found = [self.pretrainings[key]["probes"][actions] for key in keys]
+        return Measured(tuple(probes[probe]["seeds"][0][figure] for probes in found if probe in probes))
+
+    def finetuning(self, row: str, actions: str, order: str = "forwards") -> Measured:
+        """Return what fine-tuned models were right about, with the frames of clips in some order."""
+        found = [one for one in self.finetunings if (one["row"], one["set"]) == (row, actions)]
+        return Measured(tuple(one["motion_sensitivity"][order]["top1"] for one in found))
+
+    def explained(self, row: str) -> dict[str, Measured]:
+        """Return the explained share of each target that a row was trained on, on clips of the test videos."""
+        shares: dict[str, list[float]] = {}
+        for key in sorted(self.pretrainings):
+            for target, share in (self.pretrainings[key].get("explained_shares") or {}).items():
+                if key[0] == row:
+                    shares.setdefault(target, []).append(share)
+        return {target: Measured(tuple(values)) for target, values in shares.items()}
+
+    def is_right(self, row: str, probe: str, actions: str) -> dict[int, list[bool]]:
+        """Return, by seed, which test videos a probe was right about."""
+        return {
+            seed: found["probes"][actions][probe]["seeds"][0]["test_is_right"]
+            for (name, seed), found in sorted(self.pretrainings.items())
+            if name == row
+        }
+
+    def difference(self, row: str, other: str, probe: str, actions: str) -> tuple[float, float, float] | None:
+        """Return by how much a row is better than another, and the 95 % interval of `paired_bootstrap`.
+
+        None without a seed that both were run with.
+        """
+        ours, theirs = self.is_right(row, probe, actions), self.is_right(other, probe, actions)
+        seeds = sorted(set(ours) & set(theirs))
+        if not seeds:
+            return None
+        gains = np.array([np.subtract(ours[seed], theirs[seed], dtype=float) for seed in seeds])
+        return paired_bootstrap(gains)
+
+
+def paired_bootstrap(gains: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Return the mean gain and its 95 % interval, by drawing seeds and videos anew, each with replacement.
+
+    Args:
+        gains: 1 where only the first model is right, -1 where only the second is, else 0; shape (seeds, videos).
+        seed: Of the draws.
+
+    Source: Efron, Bootstrap methods: another look at the jackknife (percentile interval), on both factors.
+    """
+    generator = np.random.default_rng(seed)
+    num_seeds, num_videos = gains.shape
+    means = np.empty(NUM_RESAMPLES)
+    for number in range(NUM_RESAMPLES):
+        rows = generator.integers(num_seeds, size=num_seeds)
+        columns = generator.integers(num_videos, size=num_videos)
+        means[number] = gains[rows][:, columns].mean()
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(gains.mean()), float(low), float(high)
+
+
+def _by_row_and_seed(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return {(one["row"], one["seed"]): one for one in found}

@@ -1,0 +1,84 @@
+"""Features made by hand, judged as the learned ones are: histograms of gradients (HOG) and of optical flow (HOF)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from action_sets import ActionSet, read_lines
+
+from mme_hf import MMEConfig, histogram_of_gradients, open_video
+from mme_hf.motion import DISFlow
+from mme_hf.training.labelled_features import LabelledFeatures
+from mme_hf.training.probes import run_probe
+
+HANDMADE = ("hog", "hof", "hog_hof")
+# Parts of a video in time, rows and columns that flow is gathered in.
+_FLOW_PARTS = (4, 3, 3)
+_HOG_PARTS = (4, 4)
+_NUM_BINS = 8
+_SLOW_PX = 0.4  # what moves less has a bin of its own
+
+
+def judge_handmade(actions: ActionSet, num_seeds: int) -> dict[str, Any]:
+    """Return what linear probes of each kind of features are right about, by the protocol of all probes."""
+    parts = {part: _features(getattr(actions, part)) for part in ("train", "test")}
+    classes = sorted(set(parts["train"]["labels"]))
+    groups = sorted(set(parts["train"]["groups"]))
+    results = {}
+    for name in HANDMADE:
+        features = {}
+        for part, found in parts.items():
+            values = torch.cat([found[kind] for kind in name.split("_")], dim=1)[:, None]
+            labels = torch.tensor([classes.index(label) for label in found["labels"]])
+            numbers = torch.tensor([groups.index(group) for group in found["groups"]]) if part == "train" else None
+            features[part] = LabelledFeatures(values, labels, numbers)
+        config = MMEConfig(hidden_size=values.shape[-1], num_attention_heads=1, num_labels=len(classes))
+        found = [
+            run_probe("linear", features["train"], features["test"], config, seed=seed) for seed in range(num_seeds)
+        ]
+        results[name] = [vars(result) for result in found]
+    return {"set": actions.name, "handmade": results}
+
+
+def _features(manifest) -> dict[str, Any]:
+    lines = read_lines(manifest)
+    videos = []
+    for line in lines:
+        with open_video(line["path"]) as video:
+            videos.append(video.frames_at(range(video.num_frames)))
+    return {
+        "labels": [line["label"] for line in lines],
+        "groups": [line["group"] for line in lines],
+        "hog": torch.stack([_root(hog_of(frames)) for frames in videos]),
+        "hof": torch.stack([_root(hof_of(frames)) for frames in videos]),
+    }
+
+
+def hog_of(frames: torch.Tensor) -> torch.Tensor:
+    """Return the histogram of gradients of the middle frame of a video (T, 3, H, W), in parts of the frame."""
+    middle = frames[len(frames) // 2][None].float() / 255
+    height, width = (side - side % 8 for side in middle.shape[-2:])
+    cells = histogram_of_gradients(middle[..., :height, :width], num_bins=9, cell_size_px=8)[0]
+    colours = cells.unflatten(0, (3, 9)).sum(0)[None]  # (1, 9, rows, columns)
+    return torch.nn.functional.adaptive_avg_pool2d(colours, _HOG_PARTS).flatten()
+
+
+def hof_of(frames: torch.Tensor) -> torch.Tensor:
+    """Return the histogram of flow directions of a video (T, 3, H, W), in parts of its time and frame."""
+    pairs = [(first, first + 1) for first in range(len(frames) - 1)]
+    flow = torch.cat([DISFlow()(frames, pairs[start : start + 32]) for start in range(0, len(pairs), 32)])
+    speed = flow.norm(dim=1)
+    angle = torch.atan2(flow[:, 1], flow[:, 0]) / (2 * torch.pi) % 1
+    bins = (angle * _NUM_BINS).long().clamp_max(_NUM_BINS - 1)
+    votes = torch.zeros(len(flow), _NUM_BINS + 1, *flow.shape[-2:])
+    votes.scatter_(1, bins[:, None], speed[:, None])
+    is_slow = speed < _SLOW_PX
+    votes *= ~is_slow[:, None]
+    votes[:, -1] = is_slow.float()
+    return torch.nn.functional.adaptive_avg_pool3d(votes.transpose(0, 1)[None], _FLOW_PARTS).flatten()
+
+
+def _root(histogram: torch.Tensor) -> torch.Tensor:
+    # Hellinger's: large counts decide less.
+    return (histogram / histogram.sum().clamp_min(1e-12)).sqrt()

@@ -1,0 +1,153 @@
+"""What the study compares: rows of its tables, each a way to pre-train, and how large everything is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from mme_hf import REFERENCE_MOTION
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to pre-train.
+
+    Attributes:
+        name: In results and tables.
+        about: What is predicted, in words.
+        flags: Of `examples/pretrain.py`, beside those that all rows share; None for weights that are not trained.
+        rate_of: Row whose learning rate it takes; by default its own is chosen.
+        has_all_seeds: Whether it is run with every seed, or with the first alone.
+        frame_step: Every how many frames of a video there are for pre-training.
+    """
+
+    name: str
+    about: str
+    flags: dict[str, Any] | None = field(default_factory=dict)
+    rate_of: str | None = None
+    has_all_seeds: bool = False
+    frame_step: int = 1
+
+
+def _targets(**options: dict[str, Any]) -> dict[str, str]:
+    return {"motion_targets": json.dumps(options)}
+
+
+_PUBLISHED = {
+    **_targets(**REFERENCE_MOTION["motion_targets"]),
+    "processor_options": json.dumps(
+        {name: value for name, value in REFERENCE_MOTION.items() if name != "motion_targets"}
+    ),
+}
+ROWS = (
+    Row("random", "nothing: random weights", None, has_all_seeds=True),
+    Row("pixels", "normalised pixels (VideoMAE)", _targets(pixels={}), has_all_seeds=True),
+    Row("shape", "shape alone (MaskFeat)", _targets(shape={}), has_all_seeds=True),
+    Row("position", "position alone", _targets(position={}), has_all_seeds=True),
+    Row("published", "shape and position as published", _PUBLISHED, has_all_seeds=True),
+    Row("mme", "shape and position, this package's defaults", {}, has_all_seeds=True),
+    Row("pixels_position", "pixels and position", _targets(pixels={}, position={}), rate_of="mme"),
+    Row(
+        "robust_clip",
+        "mme, position on a clip's own scale",
+        _targets(shape={}, position={"normalization": "robust_clip"}),
+        rate_of="mme",
+    ),
+    Row(
+        "sampled_frames",
+        "mme, without the frames between input frames",
+        {"frame_stride": 1, "trajectory_num_steps": 1},
+        rate_of="mme",
+        frame_step=4,
+    ),
+    Row("camera_removed", "mme, the camera's motion taken out", {"camera_motion": "remove"}, rate_of="mme"),
+    Row("length_2", "mme, tracks of 2 raw frames", {"trajectory_num_steps": 2}, rate_of="mme"),
+    Row("length_8", "mme, tracks of 8 raw frames", {"trajectory_num_steps": 8}, rate_of="mme"),
+)
+BY_NAME = {row.name: row for row in ROWS}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is computed.
+
+    Attributes:
+        pretraining: Flags that all rows share.
+        learning_rates: To choose from, for each row that has its own.
+        rate_steps: Updates of a pre-training that a rate is chosen by.
+        finetuning: Flags that all fine-tunings share.
+        num_finetuning_seeds: Of how many pre-training seeds a fine-tuning is made.
+    """
+
+    pretraining: dict[str, Any]
+    learning_rates: tuple[float, ...]
+    rate_steps: int
+    finetuning: dict[str, Any]
+    num_finetuning_seeds: int
+
+
+SIZES = {
+    # Seconds, to see that all of it works.
+    "smoke": Size(
+        pretraining={
+            "preset": "tiny",
+            "image_size": 32,
+            "per_device_train_batch_size": 4,
+            "max_train_steps": 2,
+            "warmup_steps": 0,
+            "motion_health": "false",
+        },
+        learning_rates=(1e-3,),
+        rate_steps=1,
+        finetuning={
+            "config": "examples/configs/finetune-tiny.yaml",
+            "image_size": 32,
+            "max_train_steps": 2,
+            "warmup_epochs": 0,
+        },
+        num_finetuning_seeds=1,
+    ),
+    # Two cores: ten minutes of pre-training, four of each fine-tuning.
+    "cpu": Size(
+        pretraining={
+            "preset": "tiny",
+            "per_device_train_batch_size": 16,
+            "samples_per_video": 4,
+            "max_train_steps": 1000,
+            "warmup_steps": 50,
+            "max_grad_norm": 1.0,
+            "checkpointing_steps": 200,
+        },
+        learning_rates=(6e-3, 2.4e-2),
+        rate_steps=400,
+        finetuning={"config": "examples/configs/finetune-tiny.yaml", "max_train_steps": 300, "warmup_epochs": 1},
+        num_finetuning_seeds=1,
+    ),
+    # One GPU: minutes a run.
+    "gpu": Size(
+        pretraining={
+            "preset": "small",
+            "image_size": 112,
+            "per_device_train_batch_size": 128,
+            "samples_per_video": 4,
+            "max_train_steps": 8000,
+            "warmup_steps": 400,
+            "max_grad_norm": 1.0,
+            "checkpointing_steps": 1000,
+            "mixed_precision": "bf16",
+            "targets_on": "device",
+        },
+        learning_rates=(3e-4, 1e-3, 3e-3),
+        rate_steps=2000,
+        finetuning={
+            "config": "examples/configs/finetune-tiny.yaml",
+            "preset": "small",
+            "per_device_train_batch_size": 64,
+            "max_train_steps": 2000,
+            "warmup_epochs": 5,
+            "mixed_precision": "bf16",
+        },
+        num_finetuning_seeds=3,
+    ),
+}

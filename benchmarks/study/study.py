@@ -1,0 +1,230 @@
+"""Does predicting motion teach a video transformer more about time than rebuilding pixels? One command.
+
+    python benchmarks/study/study.py --data ACTIONS --size cpu
+
+ACTIONS holds sets of class folders, SET/train/CLASS/*.mp4 and SET/test/CLASS/*.mp4, and may hold manifest.csv with the
+columns path, group: groups (scene, actor) are never divided between what is trained on and what is chosen by. The
+training parts of all sets are pre-trained on together, without labels; every set's test part is judged by, and nothing
+is chosen on it. The real scripts are run (`examples/pretrain.py`, `probe.py`, `finetune.py`, `evaluate.py`).
+
+The work is a list of pieces. What a piece found is a JSON file in benchmarks/study/results/SIZE, and a piece that has
+one is not run again; one that was stopped goes on from its last checkpoint in --work_dir. `--minutes 60` begins no
+piece after an hour, `--rows` and `--num_seeds` choose some of them. Tables and plots are made anew after every piece.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from action_sets import ActionSet, read_lines, thinned, write_manifests
+from handmade import judge_handmade
+from objectives import BY_NAME, ROWS, SIZES, Row
+from study_tables import write_all
+
+from mme_hf import __version__
+
+STUDY = Path(__file__).resolve().parent
+REPOSITORY = STUDY.parents[1]
+FRAME_STRIDE = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="Folder of action sets.")
+    parser.add_argument("--size", choices=SIZES, default="cpu")
+    parser.add_argument("--rows", nargs="+", choices=BY_NAME, default=list(BY_NAME), help="Default: all, in order.")
+    parser.add_argument("--num_seeds", type=int, default=3, help="Of the rows that are run with several.")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="Begin no piece after so many.")
+    parser.add_argument("--work_dir", type=Path, default=REPOSITORY / "outputs" / "study", help="Weights, features.")
+    parser.add_argument("--results_dir", type=Path, default=STUDY / "results")
+    Study(parser.parse_args()).run()
+
+
+class Study:
+    """All pieces of one size, in the order in which they are worth most."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.size = SIZES[args.size]
+        self.results_dir = args.results_dir / args.size
+        self.work_dir = args.work_dir.resolve() / args.size
+        self.sets, self.all = write_manifests(args.data.resolve(), args.work_dir.resolve() / "data")
+        self.deadline = time.monotonic() + 60 * args.minutes
+
+    def run(self) -> None:
+        """Run every piece that has no result yet, while there is time."""
+        for name, compute in self.pieces():
+            path = self.results_dir / f"{name}.json"
+            if path.exists():
+                continue
+            if time.monotonic() > self.deadline:
+                print("out of time; the same command goes on from here")
+                return
+            print(f"{name} ...", flush=True)
+            started = time.perf_counter()
+            found = {**compute(), "seconds": round(time.perf_counter() - started, 1), "machine": machine()}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(".part")
+            unfinished.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            unfinished.rename(path)
+            write_all(self.args.results_dir, self.args.size)
+            print(f"{name}: {found['seconds'] / 60:.1f} min", flush=True)
+
+    def pieces(self) -> Iterator[tuple[str, Any]]:
+        """Yield name and function of every piece: rates, seed by seed the rows that have all seeds, then the rest."""
+        rows = [BY_NAME[name] for name in self.args.rows]
+        for actions in self.sets:
+            yield f"handmade/{actions.name}", lambda actions=actions: judge_handmade(actions, self.args.num_seeds)
+        for row in (row for row in ROWS if row.flags is not None and row.rate_of is None):
+            if any(row.name in (chosen.name, chosen.rate_of) for chosen in rows):
+                for rate in self.size.learning_rates:
+                    yield f"rates/{row.name}-{rate:g}", lambda row=row, rate=rate: self.judge_rate(row, rate)
+        for seed in range(self.args.num_seeds):
+            yield from self.pieces_of([row for row in rows if row.has_all_seeds], seed)
+        yield from self.pieces_of([row for row in rows if not row.has_all_seeds], 0)
+
+    def pieces_of(self, rows: list[Row], seed: int) -> Iterator[tuple[str, Any]]:
+        """Yield the pre-training with probes of every row, then their fine-tunings, for one seed."""
+        for row in rows:
+            yield f"pretraining/{row.name}-{seed}", lambda row=row: self.pretrain_and_probe(row, seed)
+        for row in rows if seed < self.size.num_finetuning_seeds else ():
+            for actions in self.sets:
+                name = f"finetuning/{row.name}-{seed}-{actions.name}"
+                yield name, lambda row=row, actions=actions: self.finetune(row, seed, actions)
+
+    def judge_rate(self, row: Row, rate: float) -> dict[str, Any]:
+        """Return what linear probes are right about on the validation parts after a short pre-training."""
+        steps = self.size.rate_steps
+        share = steps / self.size.pretraining["max_train_steps"]
+        flags = {"max_train_steps": steps, "warmup_steps": round(share * self.size.pretraining["warmup_steps"])}
+        folder = self.pretrain(row, 0, rate, self.work_dir / "rates" / f"{row.name}-{rate:g}", flags)
+        probes = self.probe(["--model_name_or_path", str(folder)], folder, 0, ["linear"])
+        top1 = {name: found["linear"]["validation_top1_mean"] for name, found in probes.items()}
+        return {
+            "row": row.name,
+            "learning_rate": rate,
+            "validation_top1": top1,
+            "score": statistics.mean(top1.values()),
+        }
+
+    def learning_rate(self, row: Row) -> float:
+        """Return the rate after which a row's features did best on the validation parts, means over sets."""
+        name = row.rate_of or row.name
+        paths = [self.results_dir / "rates" / f"{name}-{rate:g}.json" for rate in self.size.learning_rates]
+        return max((json.loads(path.read_text()) for path in paths), key=lambda found: found["score"])["learning_rate"]
+
+    def pretrain_and_probe(self, row: Row, seed: int) -> dict[str, Any]:
+        """Return what all probes make of a row's features on every set, and what the pre-training itself told."""
+        folder = self.work_dir / "pretraining" / f"{row.name}-{seed}"
+        common = {"row": row.name, "seed": seed}
+        if row.flags is None:
+            preset = ["--preset", self.size.pretraining["preset"]]
+            for name in ("image_size", "num_frames"):
+                if name in self.size.pretraining:
+                    preset += [f"--{name}", str(self.size.pretraining[name])]
+            return {**common, "probes": self.probe(preset, folder, seed, ["linear", "attentive", "knn"])}
+        rate = self.learning_rate(row)
+        self.pretrain(row, seed, rate, folder)
+        facts, results = (json.loads((folder / name).read_text()) for name in ("model_card.json", "eval_results.json"))
+        probes = self.probe(["--model_name_or_path", str(folder)], folder, seed, ["linear", "attentive", "knn"])
+        return {
+            **common,
+            "learning_rate": rate,
+            "explained_shares": results["explained_share"],
+            "pretraining_seconds": facts["seconds"],
+            "clips_per_second": facts["num_steps"] * facts["global_batch_size"] / facts["seconds"],
+            "probes": probes,
+        }
+
+    def pretrain(
+        self, row: Row, seed: int, rate: float, folder: Path, changes: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Pre-train into `folder`, from its last checkpoint if there is one, and return it."""
+        parts = {part: thinned(path, row.frame_step) if row.frame_step > 1 else path for part, path in self.all.items()}
+        flags = {
+            **self.size.pretraining,
+            "frame_stride": FRAME_STRIDE,
+            **row.flags,
+            **(changes or {}),
+            "seed": seed,
+            "learning_rate": rate,
+        }
+        flags |= {"min_learning_rate": rate / 100, "train_manifest": parts["train"]}
+        flags |= {"validation_manifest": parts["test"], "output_dir": folder, "resume_from_checkpoint": "latest"}
+        call("pretrain.py", flags, folder / "pretrain.log")
+        return folder
+
+    def probe(self, model: list[str], folder: Path, seed: int, probes: list[str]) -> dict[str, Any]:
+        """Return, by set, what the probes of an encoder came to."""
+        found = {}
+        for actions in self.sets:
+            output = folder / f"probe-{actions.name}"
+            flags = {"train_manifest": actions.train, "validation_manifest": actions.test, "output_dir": output}
+            flags |= {"seed": seed, "num_seeds": 1, "frame_stride": FRAME_STRIDE}
+            call("probe.py", flags, output / "probe.log", [*model, "--probes", *probes])
+            found[actions.name] = json.loads((output / "results.json").read_text())["probes"]
+        return found
+
+    def finetune(self, row: Row, seed: int, actions: ActionSet) -> dict[str, Any]:
+        """Return what the last weights of a fine-tuning are right about, frames in order and not."""
+        folder = self.work_dir / "finetuning" / f"{row.name}-{seed}-{actions.name}"
+        flags = {**self.size.finetuning, "train_manifest": actions.train, "output_dir": folder, "seed": seed}
+        flags |= {"checkpointing_steps": 100, "resume_from_checkpoint": "latest"}
+        if row.flags is not None:
+            flags["model_name_or_path"] = self.work_dir / "pretraining" / f"{row.name}-{seed}"
+        call("finetune.py", flags, folder / "finetune.log")
+        judged = folder / "evaluation"
+        flags = {"model_name_or_path": folder, "validation_manifest": actions.test, "output_dir": judged}
+        flags |= {"num_eval_segments": 3, "num_eval_crops": 1, "motion_sensitivity": "true"}
+        call("evaluate.py", flags, judged / "evaluate.log")
+        report = json.loads((judged / "eval_results.json").read_text())
+        correct = [line["label"] == line["prediction"] for line in read_lines(judged / "predictions.csv")]
+        kept = ("top1", "top1_interval", "mean_class_accuracy", "motion_sensitivity", "num_videos")
+        return {
+            "row": row.name,
+            "seed": seed,
+            "set": actions.name,
+            **{name: report[name] for name in kept},
+            "test_is_right": correct,
+        }
+
+
+def call(script: str, flags: Mapping[str, Any], log: Path, words: list[str] | None = None) -> None:
+    """Run an example to its end; what it prints is in `log`, whose end is shown if it fails."""
+    command = [sys.executable, str(REPOSITORY / "examples" / script), *(words or [])]
+    for name, value in flags.items():
+        command += [f"--{name}", str(value)]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as file:
+        code = subprocess.run(command, cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+    if code:
+        sys.exit(f"{script} failed, see {log}:\n" + log.read_text(encoding="utf-8")[-3000:])
+
+
+def machine() -> dict[str, str]:
+    """Return where a piece was computed, and with what."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores of {cpu_name()}"
+    versions = {"mme_hf": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    return {"device": device, **versions}
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Tables and plots of the study, made from its results alone: `python benchmarks/study/study_tables.py --size cpu`."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from evidence import Evidence, Measured
+from handmade import HANDMADE
+from objectives import BY_NAME, ROWS, SIZES
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PROBES = ("linear", "attentive", "knn")
+ORDERS = ("forwards", "reversed", "shuffled", "frozen")
+RIVALS = ("pixels", "random")
+_HANDMADE_TEXTS = {
+    "hog": "by hand: gradients of the middle frame (HOG)",
+    "hof": "by hand: directions of flow (HOF)",
+    "hog_hof": "by hand: HOG and HOF",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=SIZES, default="cpu")
+    parser.add_argument("--results_dir", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    write_all(args.results_dir, args.size)
+
+
+def write_all(results_dir: Path, size: str) -> None:
+    """Write SIZE.md and the plots of a size beside its results."""
+    evidence = Evidence(results_dir / size)
+    sections = [
+        f"# Study, size {size}",
+        "Written by `study_tables.py` from the JSON files in this folder: percent of test videos that are right, mean "
+        "and standard deviation (of a sample) over seeds of pre-training. No choice is made on test videos.",
+        "## Frozen features",
+        *(f"### {probe.capitalize()} probe\n\n{probe_table(evidence, probe)}" for probe in PROBES),
+        "## Fine-tuned\n\n" + finetuning_table(evidence),
+        "## Differences\n\nOf the attentive probe, in points, with the 95 % interval of a paired bootstrap over seeds "
+        "and videos.\n\n" + difference_table(evidence),
+        "## Motion of held-out clips that is explained\n\n1 - squared error / squared error of always predicting the "
+        "training mean, on clips of the test videos.\n\n" + explained_table(evidence),
+        "## Learning rates\n\nBy linear probes on the validation parts of the training videos, after a short "
+        "pre-training with seed 0; the mean over sets decides.\n\n" + rate_table(evidence),
+        "## Cost\n\n" + cost_table(evidence),
+    ]
+    path = results_dir / f"{size}.md"
+    path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    if evidence.pretrainings:
+        draw_probes(evidence, results_dir / f"{size}-probes.png")
+    if evidence.finetunings:
+        draw_orders(evidence, results_dir / f"{size}-motion_sensitivity.png")
+
+
+def table(head: list[str], lines: list[list[object]]) -> str:
+    """Return a Markdown table."""
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+def probe_table(evidence: Evidence, probe: str) -> str:
+    lines = [
+        [BY_NAME[name].about, *(evidence.probe(name, probe, actions) for actions in evidence.sets), num_seeds]
+        for name, num_seeds in _rows_and_seeds(evidence)
+    ]
+    if probe == "linear":
+        for name in HANDMADE if evidence.handmade else ():
+            found = [evidence.handmade.get(actions, {}).get(name, []) for actions in evidence.sets]
+            figures = [Measured(tuple(result["test_top1"] for result in results)) for results in found]
+            lines.append([_HANDMADE_TEXTS[name], *figures, max(map(len, found))])
+    return table(["pre-trained to predict", *evidence.sets, "seeds"], lines)
+
+
+def finetuning_table(evidence: Evidence) -> str:
+    names = [row.name for row in ROWS if any(found["row"] == row.name for found in evidence.finetunings)]
+    lines = [
+        [BY_NAME[name].about, actions, *(evidence.finetuning(name, actions, order) for order in ORDERS)]
+        for name in names
+        for actions in evidence.sets
+    ]
+    return table(["pre-trained to predict", "set", *ORDERS], lines)
+
+
+def difference_table(evidence: Evidence) -> str:
+    lines = []
+    for name, rival in ((name, rival) for name, _ in _rows_and_seeds(evidence) for rival in RIVALS if name != rival):
+        cells = [evidence.difference(name, rival, "attentive", actions) for actions in evidence.sets]
+        texts = [
+            "-" if cell is None else f"{100 * cell[0]:+.1f} ({100 * cell[1]:+.1f} to {100 * cell[2]:+.1f})"
+            for cell in cells
+        ]
+        lines.append([BY_NAME[name].about, BY_NAME[rival].about, *texts])
+    return table(["pre-trained to predict", "against", *evidence.sets], lines)
+
+
+def explained_table(evidence: Evidence) -> str:
+    lines = [
+        [BY_NAME[name].about, target, share]
+        for name, _ in _rows_and_seeds(evidence)
+        for target, share in evidence.explained(name).items()
+    ]
+    return table(["pre-trained to predict", "target", "explained, percent"], lines)
+
+
+def rate_table(evidence: Evidence) -> str:
+    lines = [
+        [
+            BY_NAME[found["row"]].about,
+            f"{found['learning_rate']:g}",
+            *(f"{100 * top1:.1f}" for top1 in found["validation_top1"].values()),
+            f"{100 * found['score']:.1f}",
+        ]
+        for found in sorted(
+            evidence.rates, key=lambda found: (list(BY_NAME).index(found["row"]), found["learning_rate"])
+        )
+    ]
+    return table(["pre-trained to predict", "learning rate for 256 clips", *evidence.sets, "mean"], lines)
+
+
+def cost_table(evidence: Evidence) -> str:
+    lines = []
+    for name, _ in _rows_and_seeds(evidence):
+        found = [one for (row, _), one in evidence.pretrainings.items() if row == name and "clips_per_second" in one]
+        if found:
+            speed, minutes = (
+                statistics.mean(one[key] for one in found) for key in ("clips_per_second", "pretraining_seconds")
+            )
+            devices = sorted({one["machine"]["device"] for one in found})
+            lines.append([BY_NAME[name].about, f"{speed:.1f}", f"{minutes / 60:.1f}", ", ".join(devices)])
+    return table(["pre-trained to predict", "clips/s", "minutes", "machine"], lines)
+
+
+def _rows_and_seeds(evidence: Evidence) -> list[tuple[str, int]]:
+    counts = {row.name: sum(name == row.name for name, _ in evidence.pretrainings) for row in ROWS}
+    return [(name, count) for name, count in counts.items() if count]
+
+
+def draw_probes(evidence: Evidence, path: Path) -> None:
+    """Draw the attentive probe of every row as bars, the spread over seeds as lines."""
+    names = [name for name, _ in _rows_and_seeds(evidence)]
+    figure, axes = plt.subplots(
+        1, len(evidence.sets), figsize=(4 * len(evidence.sets), 0.4 * len(names) + 1.4), sharey=True
+    )
+    for axis, actions in zip([axes] if len(evidence.sets) == 1 else axes, evidence.sets, strict=True):
+        found = [evidence.probe(name, "attentive", actions) for name in names]
+        means = [100 * statistics.mean(one.values) for one in found]
+        spreads = [100 * statistics.stdev(one.values) if len(one.values) > 1 else 0 for one in found]
+        colours = ["tab:orange" if name == "mme" else "tab:gray" if name == "random" else "tab:blue" for name in names]
+        axis.barh(range(len(names)), means, xerr=spreads, color=colours, height=0.7)
+        axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+        axis.invert_yaxis()
+        axis.set_title(actions.replace("_", " "))
+        axis.set_xlabel("top-1 of the attentive probe, %")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_orders(evidence: Evidence, path: Path) -> None:
+    """Draw what fine-tuned models are right about with the frames of clips in order, and not."""
+    names = [row.name for row in ROWS if any(found["row"] == row.name for found in evidence.finetunings)]
+    figure, axes = plt.subplots(1, len(evidence.sets), figsize=(4 * len(evidence.sets), 3), sharey=True)
+    for axis, actions in zip([axes] if len(evidence.sets) == 1 else axes, evidence.sets, strict=True):
+        for name in names:
+            found = [evidence.finetuning(name, actions, order) for order in ORDERS]
+            values = [100 * statistics.mean(one.values) if one.values else float("nan") for one in found]
+            axis.plot(ORDERS, values, marker="o", label=name.replace("_", " "))
+        axis.set_title(actions.replace("_", " "))
+        axis.spines[["top", "right"]].set_visible(False)
+    (axes if len(evidence.sets) == 1 else axes[0]).set_ylabel("top-1 after fine-tuning, %")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The study of benchmarks/study: what its figures are made of, and, slowly, all of it at its smallest size."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+STUDY = Path(__file__).parents[1] / "benchmarks" / "study"
+sys.path.insert(0, str(STUDY))
+
+from action_sets import read_lines, thinned, write_manifests  # noqa: E402
+from evidence import Evidence, Measured, paired_bootstrap  # noqa: E402
+from objectives import ROWS  # noqa: E402
+
+from mme_hf import open_video  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def actions(tmp_path_factory, direction_videos):
+    """Two sets of the same videos; a group is known for one video alone."""
+    root = tmp_path_factory.mktemp("actions")
+    for name in ("one", "two"):
+        (root / name).mkdir()
+        for part, split in (("train", "train_dir"), ("test", "validation_dir")):
+            (root / name / part).symlink_to(direction_videos[split])
+    (root / "manifest.csv").write_text("path,group\none/train/left/clip_0.mp4,park\n")
+    return root
+
+
+def test_manifests_hold_every_video_with_its_class_and_group(actions, tmp_path):
+    sets, parts = write_manifests(actions, tmp_path)
+    assert [one.name for one in sets] == ["one", "two"]
+    lines = {part: read_lines(path) for part, path in parts.items()}
+    assert {part: len(found) for part, found in lines.items()} == {"train": 2 * 16, "test": 2 * 10}
+    assert lines["train"][0]["label"] == "left"
+    groups = [line["group"] for line in read_lines(sets[0].train)]
+    assert groups[0] == "park" and len(set(groups)) == 16  # what has none is a group of its own
+    with pytest.raises(SystemExit, match="holds no folders SET/train/CLASS"):
+        write_manifests(tmp_path, tmp_path / "new")
+
+
+def test_thinned_videos_hold_every_fourth_frame_as_it_was(actions, tmp_path):
+    sets, _ = write_manifests(actions, tmp_path)
+    before, after = read_lines(sets[0].test)[0], read_lines(thinned(sets[0].test, 4))[0]
+    assert after["label"] == before["label"]
+    with open_video(before["path"]) as whole, open_video(after["path"]) as thin:
+        assert thin.num_frames == 3  # 0, 4 and 8 of 12
+        assert np.array_equal(thin.frames_at([0, 1, 2]), whole.frames_at([0, 4, 8]))
+
+
+def test_the_bootstrap_draws_seeds_and_videos():
+    # All alike: there is nothing to be unsure of.
+    assert paired_bootstrap(np.ones((3, 10))) == (1.0, 1.0, 1.0)
+    # One seed, half of 100 videos won: a mean of 0.5 whose deviation is sqrt(0.25 / 100) = 0.05, twice which is 0.1.
+    mean, low, high = paired_bootstrap(np.arange(100)[None] % 2 * 1.0)
+    assert mean == 0.5 and abs(low - 0.4) < 0.02 and abs(high - 0.6) < 0.02
+    # Two seeds that disagree wholly: one draw in four is twice the worse one, so the interval reaches both.
+    assert paired_bootstrap(np.array([[0.0] * 20, [1.0] * 20]))[1:] == (0.0, 1.0)
+
+
+def test_evidence_compares_the_seeds_that_both_rows_have(tmp_path):
+    (tmp_path / "pretraining").mkdir()
+    for row, seed, is_right in [("mme", 0, [1, 1, 0, 0]), ("pixels", 0, [0, 1, 0, 0]), ("mme", 1, [1, 1, 1, 1])]:
+        found = {"validation_top1": 0.5, "test_top1": sum(is_right) / 4, "test_is_right": is_right}
+        contents = {"row": row, "seed": seed, "probes": {"one": {"attentive": {"seeds": [found]}}}}
+        (tmp_path / "pretraining" / f"{row}-{seed}.json").write_text(json.dumps(contents))
+    evidence = Evidence(tmp_path)
+    assert evidence.probe("mme", "attentive", "one").values == (0.5, 1.0)
+    assert str(evidence.probe("mme", "attentive", "one")) == "75.0 ± 35.4"  # 50 / sqrt(2)
+    assert (str(Measured(())), str(Measured((0.5,)))) == ("-", "50.0")
+    assert evidence.difference("mme", "pixels", "attentive", "one")[0] == 0.25  # of seed 0: one video in four
+    assert evidence.difference("mme", "shape", "attentive", "one") is None
+
+
+@pytest.mark.slow
+def test_the_study_runs_and_is_not_run_again(actions, tmp_path):
+    names = ["random", "sampled_frames"]
+    flags = ["--size", "smoke", "--num_seeds", "1", "--rows", *names]
+    flags += ["--work_dir", tmp_path / "work", "--results_dir", tmp_path / "results"]
+    command = [sys.executable, STUDY / "study.py", "--data", actions, *flags]
+    subprocess.run(command, check=True)
+    text = (tmp_path / "results" / "smoke.md").read_text()
+    for row in ROWS:
+        if row.name in [*names, "mme"]:  # the third for its learning rate
+            assert f"| {row.about} |" in text
+    assert (tmp_path / "results" / "smoke-motion_sensitivity.png").exists()
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert again.stdout == ""
