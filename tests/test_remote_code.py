@@ -21,7 +21,6 @@ from mme_hf import (
     MMEVideoProcessor,
     save_with_remote_code,
 )
-from mme_hf.hub import PUSHED
 from mme_hf.remote_code import AUTO_MAP, CUSTOM_PIPELINES, carry_remote_code, code_files
 
 CONFIG = {
@@ -288,7 +287,3 @@ def test_what_cannot_be_exported_is_refused(models, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="is a file"):
         save_with_remote_code(models["encoder"], processor, tmp_path / "file")
-
-
-def test_code_is_pushed_with_the_model():
-    assert "*_mme.py" in PUSHED

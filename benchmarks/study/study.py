@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,14 +24,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from action_sets import ActionSet, read_lines, thinned, write_manifests
 from handmade import judge_handmade
 from objectives import BY_NAME, ROWS, SIZES, Row
 from study_tables import write_all
 
-from mme_hf import __version__
+from mme_hf.model_card_facts import current_machine, current_versions
 
 STUDY = Path(__file__).resolve().parent
 REPOSITORY = STUDY.parents[1]
@@ -74,7 +70,12 @@ class Study:
                 return
             print(f"{name} ...", flush=True)
             started = time.perf_counter()
-            found = {**compute(), "seconds": round(time.perf_counter() - started, 1), "machine": machine()}
+            found = {
+                **compute(),
+                "seconds": round(time.perf_counter() - started, 1),
+                "machine": current_machine(),
+                "versions": current_versions(),
+            }
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_suffix(".part")
             unfinished.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -211,19 +212,6 @@ def call(script: str, flags: Mapping[str, Any], log: Path, words: list[str] | No
         code = subprocess.run(command, cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
     if code:
         sys.exit(f"{script} failed, see {log}:\n" + log.read_text(encoding="utf-8")[-3000:])
-
-
-def machine() -> dict[str, str]:
-    """Return where a piece was computed, and with what."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores of {cpu_name()}"
-    versions = {"mme_hf": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    return {"device": device, **versions}
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def cost_table(evidence: Evidence) -> str:
             speed, minutes = (
                 statistics.mean(one[key] for one in found) for key in ("clips_per_second", "pretraining_seconds")
             )
-            devices = sorted({one["machine"]["device"] for one in found})
+            devices = sorted({one["machine"] for one in found})
             lines.append([BY_NAME[name].about, f"{speed:.1f}", f"{minutes / 60:.1f}", ", ".join(devices)])
     return table(["pre-trained to predict", "clips/s", "minutes", "machine"], lines)
 

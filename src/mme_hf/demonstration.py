@@ -28,7 +28,8 @@ from .motion.measures import ObservedClip
 from .training.classifiers import load_classifier
 from .training.labelled_data import label_names_of
 from .training.prediction import scores_of
-from .training.setup import NOT_LOADED, check_model_name
+from .training.setup import NOT_LOADED
+from .training.trained_models import load_trained
 from .video import VideoReader, open_video
 from .video_processing_mme import MMEVideoProcessor
 from .visualization import last_frame, panel_size, times, tracks_factor, tracks_panel
@@ -220,20 +221,19 @@ def load_pretrained(name: str) -> tuple[MMEForPreTraining, MMEVideoProcessor]:
     Raises:
         ValueError: If there is none, or it has no trained decoder, or motion is not among what it predicts.
     """
-    check_model_name("pretraining_model", name)
+    model = load_trained(
+        MMEForPreTraining,
+        "pretraining_model",
+        name,
+        kind="pre-trained model",
+        remedy="Name what examples/pretrain.py saved; a classifier is for --model_name_or_path.",
+    )
     try:
-        model, loading = MMEForPreTraining.from_pretrained(name, output_loading_info=True)
         processor = MMEVideoProcessor.from_pretrained(name)
     except NOT_LOADED as error:
-        raise ValueError(f"pretraining_model ({name!r}) cannot be opened: {error}") from error
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"pretraining_model ({name!r}) is no pre-trained model: it has no {missing[0]!r}. Name what "
-            "examples/pretrain.py saved; a classifier is for --model_name_or_path."
-        )
+        raise ValueError(f"pretraining_model ({name!r}) has no processor that can be opened: {error}") from error
     check_has_position(list(model.config.motion_targets))
-    return model.eval(), processor
+    return model, processor
 
 
 def read_clip(reader: VideoReader, processor: MMEVideoProcessor, start_seconds: float) -> tuple[torch.Tensor, Span]:

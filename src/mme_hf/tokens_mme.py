@@ -9,9 +9,6 @@ import torch
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-# New in torch 2.7; with 2.6 an exported program takes clips no longer than the configuration's.
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
-
 
 def sinusoid_table(num_positions: int, width: int, device: torch.device | str | None = None) -> torch.Tensor:
     """Return the fixed position table, float32 in [-1, 1], shape (num_positions, width).
@@ -144,6 +141,10 @@ class MMESinusoidPositions(nn.Module):
         """Return the positions of tokens 0 to `num_tokens` - 1, shape (num_tokens, width)."""
         num_positions, width = self.table.shape
         # A program exported for any number of frames must not take the branch of the clip that it was traced with.
-        if statically_known_true(num_tokens <= num_positions) if _is_exporting() else num_tokens <= num_positions:
+        if (
+            statically_known_true(num_tokens <= num_positions)
+            if torch.compiler.is_exporting()
+            else num_tokens <= num_positions
+        ):
             return self.table[:num_tokens]
         return sinusoid_table(num_tokens, width, device=self.table.device)

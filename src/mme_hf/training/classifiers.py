@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..modeling_mme import MMEForVideoClassification
 from ..video_processing_mme import MMEVideoProcessor
 from .labelled_data import processor_of
-from .setup import NOT_LOADED, check_model_name
+from .trained_models import load_trained
 
 if TYPE_CHECKING:
     from .judging_arguments import EvaluationArguments, PredictionArguments
@@ -22,16 +22,8 @@ def load_classifier(
         ValueError: If there is none, it has no trained head, or it tells no classes.
     """
     name = args.model_name_or_path
-    check_model_name("model_name_or_path", name)
-    try:
-        model, loading = MMEForVideoClassification.from_pretrained(name, output_loading_info=True)
-    except NOT_LOADED as error:
-        raise ValueError(f"model_name_or_path ({name!r}) cannot be opened: {error}") from error
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"model_name_or_path ({name!r}) is no trained classifier: it has no {missing[0]!r}. Fine-tune it first."
-        )
+    kind, remedy = "trained classifier", "Fine-tune it first."
+    model = load_trained(MMEForVideoClassification, "model_name_or_path", name, kind=kind, remedy=remedy)
     if model.config.problem_type == "regression":
         raise ValueError(f"model_name_or_path ({name!r}) predicts values (regression), not classes.")
-    return model.eval(), processor_of(name, model.config, args)
+    return model, processor_of(name, model.config, args)
