@@ -53,6 +53,19 @@ def test_default_scale_follows_the_frame_so_that_labels_do_not_depend_on_resolut
     assert small.mean() == pytest.approx(0.5 / (16 / 112))
 
 
+def test_arcsinh_by_hand_and_back():
+    displacements = torch.tensor([2.0, -0.001]).expand(2, 1, 8, 2)
+    target = PositionTarget(normalization="arcsinh", scale_px=0.5)
+    values, _ = target(clip_of(), tracks_from(displacements))
+    # ln(x + sqrt(x^2 + 1)) of 4; what is slow stays in proportion
+    assert values[0].tolist() == pytest.approx([math.log(4 + math.sqrt(17))] * 4 + [-0.002] * 4, rel=1e-3)
+    back = target.displacements(values, 1, (16, 32))  # (tokens, steps, points, 2)
+    torch.testing.assert_close(back, displacements[0, 0, 0].expand(back.shape))
+    # By default a fifth of the scale of "fixed".
+    assert PositionTarget(normalization="arcsinh").scale_in((224, 300)) == pytest.approx(0.4)
+    assert PositionTarget(normalization="arcsinh", scale_px=3.0).scale_in((224, 300)) == 3.0
+
+
 def test_patch_std_by_hand():
     displacements = torch.zeros(2, 1, 8, 2)
     displacements[0, 0, [0, 1, 4, 5], 0] = torch.tensor([1.0, 2.0, 3.0, 6.0])  # points of the first token
@@ -117,7 +130,7 @@ def test_the_floor_of_a_still_step_can_be_set():
 
 
 @pytest.mark.parametrize("normalization", ["patch_std", "trajectory_length", "robust_clip"])
-def test_only_the_fixed_scale_can_be_turned_back_into_pixels(normalization):
+def test_what_keeps_no_pixels_is_not_turned_back_into_them(normalization):
     with pytest.raises(ValueError, match=f"normalization '{normalization}' cannot be turned back"):
         PositionTarget(normalization=normalization).displacements(torch.zeros(4, 32), 4, (112, 112))
 

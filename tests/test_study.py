@@ -34,7 +34,13 @@ def test_manifests_hold_every_video_with_its_class_and_group(actions, tmp_path):
     sets, parts = write_manifests(actions, tmp_path)
     assert [one.name for one in sets] == ["one", "two"]
     lines = {part: read_lines(path) for part, path in parts.items()}
-    assert {part: len(found) for part, found in lines.items()} == {"train": 2 * 16, "test": 2 * 10}
+    assert {part: len(found) for part, found in lines.items()} == {
+        "train": 2 * 16,
+        "test": 2 * 10,
+        "fit": 2 * 12,
+        "validation": 2 * 4,  # groups 1, 6, 11 and 16 of 16 in some order
+    }
+    assert not {line["path"] for line in lines["fit"]} & {line["path"] for line in lines["validation"]}
     assert lines["train"][0]["label"] == "left"
     groups = [line["group"] for line in read_lines(sets[0].train)]
     assert groups[0] == "park" and len(set(groups)) == 16  # what has none is a group of its own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import random
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import av
 
 from mme_hf import open_video
 
+PARTS = ("train", "test")
 _COLUMNS = ("path", "label", "group")
 
 
@@ -33,7 +35,8 @@ class ActionSet:
 def write_manifests(data: Path, folder: Path) -> tuple[list[ActionSet], dict[str, Path]]:
     """Write manifests of every set's parts, and of the parts of all sets together; return them.
 
-    A video without a group in DATA/manifest.csv is a group of its own.
+    A video without a group in DATA/manifest.csv is a group of its own. The training parts together are also there as
+    two: "validation", every fifth group of a set in random order, and "fit", the rest.
 
     Raises:
         SystemExit: If `data` holds no set with both parts.
@@ -41,19 +44,29 @@ def write_manifests(data: Path, folder: Path) -> tuple[list[ActionSet], dict[str
     groups = {}
     if (data / "manifest.csv").exists():
         groups = {line["path"]: line["group"] for line in read_lines(data / "manifest.csv") if line.get("group")}
-    sets, lines_of = [], {"train": [], "test": []}
-    for root in sorted(path for path in data.iterdir() if all((path / part).is_dir() for part in lines_of)):
+    sets, lines_of = [], {"train": [], "test": [], "fit": [], "validation": []}
+    for root in sorted(path for path in data.iterdir() if all((path / part).is_dir() for part in PARTS)):
         paths = {}
-        for part, all_lines in lines_of.items():
+        for part in PARTS:
             videos = [path for path in sorted((root / part).glob("*/*")) if path.is_file()]
             own = [(video, groups.get(video.relative_to(data).as_posix(), video.stem)) for video in videos]
             lines = [{"path": str(video), "label": video.parent.name, "group": group} for video, group in own]
             paths[part] = write_lines(folder / f"{root.name}-{part}.csv", lines)
-            all_lines += lines
+            lines_of[part] += lines
+            if part == "train":
+                held_out = _every_fifth({line["group"] for line in lines})
+                lines_of["fit"] += [line for line in lines if line["group"] not in held_out]
+                lines_of["validation"] += [line for line in lines if line["group"] in held_out]
         sets.append(ActionSet(root.name, paths["train"], paths["test"]))
     if not sets:
         sys.exit(f"study.py: error: {data} holds no folders SET/train/CLASS and SET/test/CLASS.")
     return sets, {part: write_lines(folder / f"all-{part}.csv", lines) for part, lines in lines_of.items()}
+
+
+def _every_fifth(groups: set[str]) -> set[str]:
+    ordered = sorted(groups)
+    random.Random(0).shuffle(ordered)
+    return set(ordered[::5])
 
 
 def thinned(manifest: Path, step: int) -> Path:

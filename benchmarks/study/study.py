@@ -26,14 +26,13 @@ from typing import Any
 
 from action_sets import ActionSet, read_lines, thinned, write_manifests
 from handmade import judge_handmade
-from objectives import BY_NAME, ROWS, SIZES, Row
+from objectives import BY_NAME, FRAME_STRIDE, ROWS, SIZES, Row
 from study_tables import write_all
 
 from mme_hf.model_card_facts import current_machine, current_versions
 
 STUDY = Path(__file__).resolve().parent
 REPOSITORY = STUDY.parents[1]
-FRAME_STRIDE = 4
 
 
 def main() -> None:
@@ -106,22 +105,22 @@ class Study:
                 yield name, lambda row=row, actions=actions: self.finetune(row, seed, actions)
 
     def judge_rate(self, row: Row, rate: float) -> dict[str, Any]:
-        """Return what linear probes are right about on the validation parts after a short pre-training."""
+        """Return how much of its targets a short pre-training explains, on training videos that it is kept from."""
         steps = self.size.rate_steps
         share = steps / self.size.pretraining["max_train_steps"]
-        flags = {"max_train_steps": steps, "warmup_steps": round(share * self.size.pretraining["warmup_steps"])}
-        folder = self.pretrain(row, 0, rate, self.work_dir / "rates" / f"{row.name}-{rate:g}", flags)
-        probes = self.probe(["--model_name_or_path", str(folder)], folder, 0, ["linear"])
-        top1 = {name: found["linear"]["validation_top1_mean"] for name, found in probes.items()}
+        changes = {"max_train_steps": steps, "warmup_steps": round(share * self.size.pretraining["warmup_steps"])}
+        folder = self.work_dir / "rates" / f"{row.name}-{rate:g}"
+        self.pretrain(row, 0, rate, folder, ("fit", "validation"), changes)
+        shares = json.loads((folder / "eval_results.json").read_text())["explained_share"]
         return {
             "row": row.name,
             "learning_rate": rate,
-            "validation_top1": top1,
-            "score": statistics.mean(top1.values()),
+            "explained_shares": shares,
+            "score": statistics.mean(shares.values()),
         }
 
     def learning_rate(self, row: Row) -> float:
-        """Return the rate after which a row's features did best on the validation parts, means over sets."""
+        """Return the rate that left most of a row's targets explained, the mean over targets."""
         name = row.rate_of or row.name
         paths = [self.results_dir / "rates" / f"{name}-{rate:g}.json" for rate in self.size.learning_rates]
         return max((json.loads(path.read_text()) for path in paths), key=lambda found: found["score"])["learning_rate"]
@@ -150,10 +149,18 @@ class Study:
         }
 
     def pretrain(
-        self, row: Row, seed: int, rate: float, folder: Path, changes: Mapping[str, Any] | None = None
-    ) -> Path:
-        """Pre-train into `folder`, from its last checkpoint if there is one, and return it."""
-        parts = {part: thinned(path, row.frame_step) if row.frame_step > 1 else path for part, path in self.all.items()}
+        self,
+        row: Row,
+        seed: int,
+        rate: float,
+        folder: Path,
+        parts: tuple[str, str] = ("train", "test"),
+        changes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Pre-train into `folder` on one part, from the last checkpoint if there is one, and judge by the other."""
+        train, held_out = (self.all[part] for part in parts)
+        if row.frame_step > 1:
+            train, held_out = (thinned(manifest, row.frame_step) for manifest in (train, held_out))
         flags = {
             **self.size.pretraining,
             "frame_stride": FRAME_STRIDE,
@@ -162,10 +169,9 @@ class Study:
             "seed": seed,
             "learning_rate": rate,
         }
-        flags |= {"min_learning_rate": rate / 100, "train_manifest": parts["train"]}
-        flags |= {"validation_manifest": parts["test"], "output_dir": folder, "resume_from_checkpoint": "latest"}
+        flags |= {"min_learning_rate": rate / 100, "train_manifest": train}
+        flags |= {"validation_manifest": held_out, "output_dir": folder, "resume_from_checkpoint": "latest"}
         call("pretrain.py", flags, folder / "pretrain.log")
-        return folder
 
     def probe(self, model: list[str], folder: Path, seed: int, probes: list[str]) -> dict[str, Any]:
         """Return, by set, what the probes of an encoder came to."""
@@ -174,6 +180,8 @@ class Study:
             output = folder / f"probe-{actions.name}"
             flags = {"train_manifest": actions.train, "validation_manifest": actions.test, "output_dir": output}
             flags |= {"seed": seed, "num_seeds": 1, "frame_stride": FRAME_STRIDE}
+            flags |= {"num_train_views": self.size.num_views}
+            flags |= {"num_eval_segments": self.size.num_views, "num_eval_crops": 1}
             call("probe.py", flags, output / "probe.log", [*model, "--probes", *probes])
             found[actions.name] = json.loads((output / "results.json").read_text())["probes"]
         return found
@@ -188,7 +196,7 @@ class Study:
         call("finetune.py", flags, folder / "finetune.log")
         judged = folder / "evaluation"
         flags = {"model_name_or_path": folder, "validation_manifest": actions.test, "output_dir": judged}
-        flags |= {"num_eval_segments": 3, "num_eval_crops": 1, "motion_sensitivity": "true"}
+        flags |= {"num_eval_segments": self.size.num_views, "num_eval_crops": 1, "motion_sensitivity": "true"}
         call("evaluate.py", flags, judged / "evaluate.log")
         report = json.loads((judged / "eval_results.json").read_text())
         correct = [line["label"] == line["prediction"] for line in read_lines(judged / "predictions.csv")]

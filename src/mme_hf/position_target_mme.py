@@ -20,7 +20,10 @@ from .motion_clip_mme import (
 )
 from .trajectories_mme import Trajectories
 
-NORMALIZATIONS = ("fixed", "patch_std", "trajectory_length", "robust_clip")
+NORMALIZATIONS = ("fixed", "arcsinh", "patch_std", "trajectory_length", "robust_clip")
+_KEEP_PIXELS = ("fixed", "arcsinh")
+# Of the default scale: most points of real clips move by less than that a frame, and are to count.
+ARCSINH_SHARE = 0.2
 # Of the displacements of a clip's valid points: high, as most of a clip may stand still, and with a tenth above it, so
 # that a few wild tracks do not decide.
 CLIP_QUANTILE = 0.9
@@ -38,10 +41,13 @@ class PositionTarget:
     Attributes:
         cell_size_px: One point per cell of this side.
         scale_px: Displacement that becomes 1; None for 1/112 of the frame's shorter side (2 px at 224, 1 px at 112),
-            so that labels do not depend on the resolution and those of moving tokens are of order 1.
+            so that labels do not depend on the resolution and those of moving tokens are of order 1. Of "arcsinh" the
+            displacement that becomes 0.88, by default a fifth of that (0.4 px at 224, 0.2 px at 112).
         max_displacement_px: Limit of a displacement before scaling, pixels per raw frame.
-        normalization: "fixed" is the division by scale_px alone. "patch_std" (published) then takes off the mean of
-            the token's points for each component and step and divides by their unbiased standard deviation + 1e-6; it
+        normalization: "fixed" is the division by scale_px alone. "arcsinh" then takes the inverse hyperbolic sine: what
+            is slower than the scale stays as it is, and of what is faster the order of magnitude counts, so that
+            slow motion and fast weigh alike in a squared error. "patch_std" (published) takes off the mean of the
+            token's points for each component and step and divides by their unbiased standard deviation + 1e-6; it
             erases translation. "trajectory_length" divides a point's displacements by the sum of their lengths, as
             Dense Trajectories do: direction without speed. "robust_clip" divides by the 0.9 quantile of the lengths
             of all displacements of the clip's valid points. Neither of the last two divides by less than
@@ -63,7 +69,7 @@ class PositionTarget:
     cell_size_px: int = 8
     scale_px: float | None = None
     max_displacement_px: float = 20.0
-    normalization: Literal["fixed", "patch_std", "trajectory_length", "robust_clip"] = "fixed"
+    normalization: Literal["fixed", "arcsinh", "patch_std", "trajectory_length", "robust_clip"] = "fixed"
     still_step_px: float | None = None
     token_rule: TokenRule = "all"
     validity: PointValidity = "every_position"
@@ -106,6 +112,8 @@ class PositionTarget:
         limit = self.max_displacement_px
         motion = trajectories.displacements.float().clamp(-limit, limit)  # (..., S, L, P, 2)
         motion = motion / self._divisor(motion, valid, trajectories.frame_size)
+        if self.normalization == "arcsinh":
+            motion = motion.asinh()
         cells = motion.movedim(-1, -3).flatten(-3, -2).unflatten(-1, grid)  # (..., S, 2 * L, rows, columns)
         values = tokens_from_cells(cells, side)
         if self.normalization == "patch_std":
@@ -126,20 +134,23 @@ class PositionTarget:
             Pixels per raw frame, shape (..., num_steps, points of a token, 2).
 
         Raises:
-            ValueError: With another normalisation than "fixed", which keeps no pixels.
+            ValueError: With another normalisation than "fixed" and "arcsinh", which keep no pixels.
         """
-        if self.normalization != "fixed":
+        if self.normalization not in _KEEP_PIXELS:
             raise ValueError(f"position: normalization {self.normalization!r} cannot be turned back into pixels.")
+        if self.normalization == "arcsinh":
+            values = values.sinh()
         return (values * self.scale_in(frame_size)).unflatten(-1, (2, num_steps, -1)).movedim(-3, -1)
 
     def scale_in(self, frame_size: tuple[int, int]) -> float:
-        """Return the displacement in pixels that becomes 1 in frames of (height, width)."""
-        return _scale_px(self.scale_px, frame_size)
+        """Return what displacements are divided by, in pixels, in frames of (height, width)."""
+        share = ARCSINH_SHARE if self.normalization == "arcsinh" and self.scale_px is None else 1.0
+        return share * _scale_px(self.scale_px, frame_size)
 
     def _divisor(self, motion: torch.Tensor, valid: torch.Tensor, frame_size: tuple[int, int]) -> float | torch.Tensor:
         """Return what displacements (..., S, L, P, 2) are divided by, in pixels, broadcastable to them."""
         scale = self.scale_in(frame_size)
-        if self.normalization in ("fixed", "patch_std"):
+        if self.normalization in ("fixed", "arcsinh", "patch_std"):
             return scale
         floor = self.still_step_px or scale * STILL_STEP
         lengths = motion.norm(dim=-1)  # (..., S, L, P)

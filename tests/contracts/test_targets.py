@@ -16,7 +16,7 @@ CONFIG = SimpleNamespace(num_channels=3, patch_size=16, tubelet_size=2, trajecto
 NUM_TOKENS = 2 * 2 * 3
 VARIANTS = [
     *((name, {}) for name in sorted(MOTION_TARGETS)),
-    *(("position", {"normalization": name}) for name in ("patch_std", "trajectory_length", "robust_clip")),
+    *(("position", {"normalization": name}) for name in ("arcsinh", "patch_std", "trajectory_length", "robust_clip")),
     ("pixels", {"normalization": "none"}),
 ]
 SCALES = (0.02, 0.01, 0.03)
