@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,17 +42,19 @@ def judge_handmade(actions: ActionSet, num_seeds: int) -> dict[str, Any]:
     return {"set": actions.name, "handmade": results}
 
 
-def _features(manifest) -> dict[str, Any]:
+def _features(manifest: Path) -> dict[str, Any]:
     lines = read_lines(manifest)
-    videos = []
-    for line in lines:
+    hog, hof = [], []
+    for line in lines:  # one video at a time: their frames together are gigabytes
         with open_video(line["path"]) as video:
-            videos.append(video.frames_at(range(video.num_frames)))
+            frames = video.frames_at(range(video.num_frames))
+        hog.append(_root(hog_of(frames)))
+        hof.append(_root(hof_of(frames)))
     return {
         "labels": [line["label"] for line in lines],
         "groups": [line["group"] for line in lines],
-        "hog": torch.stack([_root(hog_of(frames)) for frames in videos]),
-        "hof": torch.stack([_root(hof_of(frames)) for frames in videos]),
+        "hog": torch.stack(hog),
+        "hof": torch.stack(hof),
     }
 
 

@@ -131,7 +131,6 @@ SIZES = {
             "checkpointing_steps": 200,
             "mixed_precision": "bf16",
         },
-        # At 2.4e-2 a prediction of motion stays at the mean label.
         learning_rates=(3e-3, 8e-3),
         rate_steps=300,
         num_views=6,

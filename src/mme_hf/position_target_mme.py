@@ -45,13 +45,13 @@ class PositionTarget:
             displacement that becomes 0.88, by default a fifth of that (0.4 px at 224, 0.2 px at 112).
         max_displacement_px: Limit of a displacement before scaling, pixels per raw frame.
         normalization: "fixed" is the division by scale_px alone. "arcsinh" then takes the inverse hyperbolic sine: what
-            is slower than the scale stays as it is, and of what is faster the order of magnitude counts, so that
-            slow motion and fast weigh alike in a squared error. "patch_std" (published) takes off the mean of the
-            token's points for each component and step and divides by their unbiased standard deviation + 1e-6; it
-            erases translation. "trajectory_length" divides a point's displacements by the sum of their lengths, as
-            Dense Trajectories do: direction without speed. "robust_clip" divides by the 0.9 quantile of the lengths
-            of all displacements of the clip's valid points. Neither of the last two divides by less than
-            still_step_px a step, so that points at rest give 0 and not amplified noise.
+            is slower than the scale stays in proportion, and of what is faster the order of magnitude counts, so
+            that a few fast tracks do not decide a squared error. "patch_std" (published), after that division, takes
+            off the mean of the token's points for each component and step and divides by their unbiased standard
+            deviation + 1e-6; it erases translation. "trajectory_length" divides a point's displacements by the sum of
+            their lengths, as Dense Trajectories do: direction without speed. "robust_clip" divides by the 0.9 quantile
+            of the lengths of all displacements of the clip's valid points. Neither of the last two divides by less
+            than still_step_px a step, so that points at rest give 0 and not amplified noise.
         still_step_px: That floor; None for a tenth of the scale (0.2 px at 224, 0.1 px at 112).
         token_rule: A token counts when "all" its points are valid, or "any" of them.
         validity: A point is valid when seen at "every_position" of its track, or at those that flow was read at
@@ -61,7 +61,8 @@ class PositionTarget:
         weight: Default weight in the loss.
 
     Source: Masked Motion Encoding, section 3, z^p. The published numerics are in `REFERENCE_MOTION`.
-        "trajectory_length": Wang and Schmid, Action Recognition with Improved Trajectories; the floor is ours.
+        "trajectory_length": Wang and Schmid, Action Recognition with Improved Trajectories; floor and "arcsinh"
+        are ours.
     """
 
     name: ClassVar[str] = "position"
