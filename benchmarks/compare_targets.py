@@ -24,6 +24,7 @@ from transformers import ViTConfig, ViTModel, get_cosine_schedule_with_warmup
 
 from mme_hf import MMEForPreTraining, MMEVideoProcessor, open_video, preset_config
 from mme_hf.data import ClipSampling, build_clip_loader, load_sample_records
+from mme_hf.position_target_mme import NORMALIZATIONS
 from mme_hf.training.evaluation import MeanPredictor, explained_share
 from mme_hf.training.target_flags import parse_motion_targets
 
@@ -31,12 +32,13 @@ RESULT = Path(__file__).parent / "results" / "compare_targets.md"
 SETS = (
     "shape",
     "position",
-    *(f'{{"position": {{"normalization": "{name}"}}}}' for name in ("patch_std", "trajectory_length", "robust_clip")),
+    *(f'{{"position": {{"normalization": "{name}"}}}}' for name in NORMALIZATIONS if name != "arcsinh"),
     "shape_along_track",
     "flow",
     "pixels",
     "features",
     "shape position",
+    "shape:15 position",
     "pixels position",
     "shape position shape_along_track flow pixels features",
 )
@@ -105,7 +107,12 @@ def run(words: str, teacher: str, num_steps: int) -> dict:
 
 
 def label_of(name: str, options: dict) -> str:
-    return f"{name}, {options['normalization']}" if "normalization" in options else name
+    words = [name]
+    if "normalization" in options:
+        words.append(options["normalization"])
+    if "weight" in options:
+        words.append(f"weight {options['weight']:g}")
+    return ", ".join(words)
 
 
 def batches_of(processor: MMEVideoProcessor, sampling: ClipSampling, num_batches: int) -> list[dict]:

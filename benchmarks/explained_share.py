@@ -16,10 +16,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mme_hf import MMEForPreTraining, MMEVideoProcessor
-from mme_hf.data import ClipSampling, build_clip_loader, load_sample_records
+from draw_prediction import draw_prediction
+
 from mme_hf.model_card import TrainingFacts, load_facts
-from mme_hf.visualization import draw_motion_prediction, liveliest_clip
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "explained_share.json"
@@ -35,7 +34,7 @@ def main() -> None:
         launcher = [sys.executable, "-m", "accelerate.commands.launch"]
         subprocess.run([*launcher, *COMMAND.split()[2:], "--output_dir", str(run_dir)], cwd=ROOT, check=True)
     write_results(run_dir)
-    draw(run_dir)
+    draw_prediction(run_dir, ROOT / "docs" / "motion.png", "Held-out clip")
 
 
 def write_results(run_dir: Path) -> None:
@@ -67,27 +66,6 @@ fifth of each sample clip, which training never touches. 0 is no better than the
 python benchmarks/explained_share.py --run_dir {facts.repository}
 ```
 """
-
-
-def draw(run_dir: Path) -> None:
-    model = MMEForPreTraining.from_pretrained(run_dir)
-    processor = MMEVideoProcessor.from_pretrained(run_dir)
-    records = load_sample_records()
-    loader = build_clip_loader(
-        records,
-        processor,
-        batch_size=4,
-        sampling=ClipSampling(samples_per_video=4, is_random=False, part="held_out"),
-        shuffle=False,
-        num_epochs=1,
-    )
-    batches = [batch for batch in loader if "bigbuckbunny" in batch["sources"][0]]
-    inputs, _ = liveliest_clip(batches, model.config.motion_targets)
-    path = ROOT / "docs" / "motion.png"
-    draw_motion_prediction(
-        model, processor, inputs, path, title="Held-out clip of Big Buck Bunny (c) Blender Foundation"
-    )
-    print(f"wrote {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -101,6 +101,7 @@ class Pretraining:
             learning_rate=scaled_learning_rate(args.learning_rate, self.global_batch_size),
             weight_decay=args.weight_decay,
             betas=(args.adam_beta1, args.adam_beta2),
+            name=args.optimizer,
         )
         self.scheduler = build_scheduler(
             optimizer,

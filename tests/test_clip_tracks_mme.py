@@ -23,7 +23,7 @@ def panned_frames(follows=False):
 
 def position_labels(frames, **options):
     """Return labels of `position` in pixels: (tokens that count, 2 components, steps * points)."""
-    processor = MMEVideoProcessor(**SMALL, motion_targets={"position": {"scale_px": 1.0}})
+    processor = MMEVideoProcessor(**SMALL, motion_targets={"position": {"normalization": "fixed", "scale_px": 1.0}})
     batch = processor(frames, return_targets=True, return_tensors="pt", **options)
     return batch["labels"][0][batch["target_mask"][0, :, 0]].unflatten(-1, (2, -1))
 

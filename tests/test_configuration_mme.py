@@ -15,7 +15,7 @@ def test_defaults_are_the_published_base_model():
     assert config.token_grid == (8, 14, 14)
     assert config.num_tokens == 1568
     assert {name: target["weight"] for name, target in config.motion_targets.items()} == {
-        "shape": 15.0,
+        "shape": 3.0,
         "position": 1.0,
     }
 
@@ -44,7 +44,7 @@ def test_saved_configuration_comes_back_equal(tmp_path):
 
 def test_default_targets_are_not_shared():
     MMEConfig().motion_targets["shape"]["weight"] = 0.0
-    assert MMEConfig().motion_targets["shape"]["weight"] == 15.0
+    assert MMEConfig().motion_targets["shape"]["weight"] == 3.0
 
 
 def test_a_misspelt_field_is_refused_and_a_foreign_one_kept():

@@ -29,7 +29,7 @@ def test_position_layout_is_component_step_row_column():
             row, column = divmod(point, 4)
             for component in range(2):
                 displacements[:, step, point, component] = 1000 * component + 100 * step + 10 * row + column
-    target = PositionTarget(scale_px=1.0, max_displacement_px=1e6)
+    target = PositionTarget(normalization="fixed", scale_px=1.0, max_displacement_px=1e6)
     values, is_valid = target(clip_of(), tracks_from(displacements))
     assert values.shape == (4, 24) and is_valid.all()
     for token, token_column in enumerate([0, 1, 0, 1]):
@@ -41,29 +41,31 @@ def test_position_layout_is_component_step_row_column():
 
 def test_position_is_limited_then_scaled():
     displacements = torch.tensor([30.0, -3.0]).expand(2, 1, 8, 2)
-    values, _ = PositionTarget(scale_px=4.0, max_displacement_px=20.0)(clip_of(), tracks_from(displacements))
+    target = PositionTarget(normalization="fixed", scale_px=4.0, max_displacement_px=20.0)
+    values, _ = target(clip_of(), tracks_from(displacements))
     assert values[0].tolist() == [5.0] * 4 + [-0.75] * 4
 
 
 def test_default_scale_follows_the_frame_so_that_labels_do_not_depend_on_resolution():
-    small, _ = PositionTarget()(clip_of(), tracks_from(torch.full((2, 1, 8, 2), 0.5)))
-    large, _ = PositionTarget()(clip_of(size=(32, 64)), tracks_from(torch.full((2, 1, 32, 2), 1.0), size=(32, 64)))
-    assert PositionTarget().scale_in((224, 300)) == 2.0
-    torch.testing.assert_close(small.unique(), large.unique())
-    assert small.mean() == pytest.approx(0.5 / (16 / 112))
+    for target, scale in ((PositionTarget(normalization="fixed"), 2.0), (PositionTarget(), 0.4)):
+        small, _ = target(clip_of(), tracks_from(torch.full((2, 1, 8, 2), 0.5)))
+        large, _ = target(clip_of(size=(32, 64)), tracks_from(torch.full((2, 1, 32, 2), 1.0), size=(32, 64)))
+        assert target.scale_in((224, 300)) == pytest.approx(scale)
+        torch.testing.assert_close(small.unique(), large.unique())
+        value = 0.5 / (scale * 16 / 224)
+        assert small.mean() == pytest.approx(value if target.normalization == "fixed" else math.asinh(value))
 
 
 def test_arcsinh_by_hand_and_back():
     displacements = torch.tensor([2.0, -0.001]).expand(2, 1, 8, 2)
-    target = PositionTarget(normalization="arcsinh", scale_px=0.5)
+    target = PositionTarget(scale_px=0.5)
+    assert target.normalization == "arcsinh"
     values, _ = target(clip_of(), tracks_from(displacements))
     # ln(x + sqrt(x^2 + 1)) of 4; what is slow stays in proportion
     assert values[0].tolist() == pytest.approx([math.log(4 + math.sqrt(17))] * 4 + [-0.002] * 4, rel=1e-3)
     back = target.displacements(values, 1, (16, 32))  # (tokens, steps, points, 2)
     torch.testing.assert_close(back, displacements[0, 0, 0].expand(back.shape))
-    # By default a fifth of the scale of "fixed".
-    assert PositionTarget(normalization="arcsinh").scale_in((224, 300)) == pytest.approx(0.4)
-    assert PositionTarget(normalization="arcsinh", scale_px=3.0).scale_in((224, 300)) == 3.0
+    assert PositionTarget(scale_px=3.0).scale_in((224, 300)) == 3.0
 
 
 def test_patch_std_by_hand():
@@ -141,7 +143,7 @@ def test_what_keeps_no_pixels_is_not_turned_back_into_them(normalization):
 def test_flow_is_the_first_step_of_position():
     displacements = torch.randn(2, 3, 8, 2, generator=torch.Generator().manual_seed(0))
     flow, counts = FlowTarget()(clip_of(), tracks_from(displacements))
-    position, _ = PositionTarget()(clip_of(), tracks_from(displacements))
+    position, _ = PositionTarget(normalization="fixed")(clip_of(), tracks_from(displacements))
     assert flow.shape == (4, 8) and counts.all()
     assert torch.equal(flow, position.unflatten(-1, (2, 3, 4))[:, :, 0].flatten(1))
 

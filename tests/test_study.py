@@ -84,17 +84,34 @@ def test_evidence_compares_the_seeds_that_both_rows_have(tmp_path):
     assert evidence.difference("mme", "shape", "attentive", "one") is None
 
 
+def test_a_curve_begins_with_random_weights_and_ends_with_the_model(tmp_path):
+    def probes(share):
+        return {"one": {"attentive": {"seeds": [{"test_top1": share}]}}}
+
+    contents = {
+        "pretraining/random-0": {"row": "random", "seed": 0, "probes": probes(0.1)},
+        "pretraining/mme-0": {"row": "mme", "seed": 0, "probes": probes(0.4)},
+        "curves/mme-0": {"row": "mme", "seed": 0, "num_steps": 100, "probes": {"50": probes(0.3), "5": probes(0.2)}},
+    }
+    for name, found in contents.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.json").write_text(json.dumps(found))
+    assert Evidence(tmp_path).curve("mme", "one") == [(0, 0.1), (5, 0.2), (50, 0.3), (100, 0.4)]
+
+
 @pytest.mark.slow
 def test_the_study_runs_and_is_not_run_again(actions, tmp_path):
-    names = ["random", "sampled_frames"]
+    names = ["random", "mme", "sampled_frames"]
     flags = ["--size", "smoke", "--num_seeds", "1", "--rows", *names]
     flags += ["--work_dir", tmp_path / "work", "--results_dir", tmp_path / "results"]
     command = [sys.executable, STUDY / "study.py", "--data", actions, *flags]
     subprocess.run(command, check=True)
     text = (tmp_path / "results" / "smoke.md").read_text()
     for row in ROWS:
-        if row.name in [*names, "mme"]:  # the third for its learning rate
+        if row.name in names:
             assert f"| {row.about} |" in text
-    assert (tmp_path / "results" / "smoke-motion_sensitivity.png").exists()
+    assert "| no model: the measured motion itself |" in text
+    for picture in ("probes", "curves", "motion_sensitivity", "predicted-by-mme"):
+        assert (tmp_path / "results" / f"smoke-{picture}.png").exists(), picture
     again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert again.stdout == ""

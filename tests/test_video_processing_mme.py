@@ -266,15 +266,16 @@ def test_targets_belong_to_the_pixels_beside_them(processor):
 
     frames = ClipGeometry(*box, 32, 32, is_flipped=True).apply_to_frames(raw)
     tracks = build_tracker("dis")(frames, grid_points(32, 32), start_frames=(0, 4), num_steps=4)
-    scaled = tracks.displacements / (32 / 112)
+    scaled = (tracks.displacements / (0.2 * 32 / 112)).asinh()
     torch.testing.assert_close(batch["labels"][0, 0, 108::4][:4], scaled[0, :, 0, 0], atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_displacements_are_rescaled_and_mirrored_with_the_crop(flip):
     # 1.5 px to the right and 0.5 down; the box of 96 x 64 becomes 64 x 64: x shrinks by 1.5, y stays.
+    position = {"normalization": "fixed", "scale_px": 1.0}
     processor = MMEVideoProcessor(
-        crop_size={"height": 64, "width": 64}, num_frames=2, motion_targets={"position": {"scale_px": 1.0}}
+        crop_size={"height": 64, "width": 64}, num_frames=2, motion_targets={"position": position}
     )
     raw = sliding_texture(processor.raw_window(), 96, 128, dx=1.5, dy=0.5)
     batch = processor(raw, return_targets=True, crop_box=(16, 16, 96, 64), flip=flip, return_tensors="pt")

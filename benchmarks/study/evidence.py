@@ -44,6 +44,10 @@ class Evidence:
         self.rates = [json.loads(path.read_text()) for path in sorted((folder / "rates").glob("*.json"))]
         handmade = [json.loads(path.read_text()) for path in sorted((folder / "handmade").glob("*.json"))]
         self.handmade = {found["set"]: found["handmade"] for found in handmade}
+        tracks = [json.loads(path.read_text()) for path in sorted((folder / "tracks").glob("*.json"))]
+        self.tracks = {found["set"]: found["tracks"] for found in tracks}
+        self.curves = _by_row_and_seed(folder / "curves")
+        self.pictures = _by_row_and_seed(folder / "pictures")
         probed = {name for found in self.pretrainings.values() for name in found["probes"]}
         self.sets = sorted(probed | set(self.handmade))
 
@@ -52,6 +56,16 @@ class Evidence:
         keys = [key for key in sorted(self.pretrainings) if key[0] == row]
         found = [self.pretrainings[key]["probes"][actions] for key in keys]
         return Measured(tuple(probes[probe]["seeds"][0][figure] for probes in found if probe in probes))
+
+    def curve(self, row: str, actions: str) -> list[tuple[int, float]]:
+        """Return (updates, top-1 of the attentive probe) of a row's first seed; random weights are update 0."""
+        points = []
+        if ("random", 0) in self.pretrainings:
+            points.append((0, self.probe("random", "attentive", actions).values[0]))
+        for step, found in self.curves[row, 0]["probes"].items():
+            points.append((int(step), found[actions]["attentive"]["seeds"][0]["test_top1"]))
+        points.append((self.curves[row, 0]["num_steps"], self.probe(row, "attentive", actions).values[0]))
+        return sorted(points)
 
     def finetuning(self, row: str, actions: str, order: str = "forwards") -> Measured:
         """Return what fine-tuned models were right about, with the frames of clips in some order."""

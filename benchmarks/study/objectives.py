@@ -8,6 +8,11 @@ from typing import Any
 
 from mme_hf import REFERENCE_MOTION
 
+# Raw frames from one input frame to the next, of all clips: those of pre-training, probes and fine-tuning.
+FRAME_STRIDE = 4
+# Sides of the crop per raw frame: motion of any direction for few videos, most of which are of cameras at rest.
+MOVING_CROP_SPEED = 0.007
+
 
 @dataclass(frozen=True)
 class Row:
@@ -19,6 +24,8 @@ class Row:
         flags: Of `examples/pretrain.py`, beside those that all rows share; None for weights that are not trained.
         rate_of: Row whose learning rate it takes; by default its own is chosen.
         has_all_seeds: Whether it is run with every seed, or with the first alone.
+        has_curve: Whether the checkpoints on the way are probed too.
+        is_drawn: Whether a picture of what it predicts is drawn; for targets that keep pixels of motion.
         frame_step: Every how many frames of a video there are for pre-training.
     """
 
@@ -27,6 +34,8 @@ class Row:
     flags: dict[str, Any] | None = field(default_factory=dict)
     rate_of: str | None = None
     has_all_seeds: bool = False
+    has_curve: bool = False
+    is_drawn: bool = False
     frame_step: int = 1
 
 
@@ -42,16 +51,16 @@ _PUBLISHED = {
 }
 ROWS = (
     Row("random", "nothing: random weights", None, has_all_seeds=True),
-    Row("pixels", "normalised pixels (VideoMAE)", _targets(pixels={}), has_all_seeds=True),
+    Row("pixels", "normalised pixels (VideoMAE)", _targets(pixels={}), has_all_seeds=True, has_curve=True),
     Row("shape", "shape alone (MaskFeat)", _targets(shape={}), has_all_seeds=True),
-    Row("position", "position alone", _targets(position={}), has_all_seeds=True),
+    Row("position", "position alone", _targets(position={}), has_all_seeds=True, is_drawn=True),
     Row("published", "shape and position as published", _PUBLISHED, has_all_seeds=True),
-    Row("mme", "shape and position, this package's defaults", {}, has_all_seeds=True),
+    Row("mme", "shape and position, this package's defaults", {}, has_all_seeds=True, has_curve=True, is_drawn=True),
     Row("pixels_position", "pixels and position", _targets(pixels={}, position={}), rate_of="mme"),
     Row(
-        "arcsinh",
-        "mme, fast motion compressed",
-        _targets(shape={}, position={"normalization": "arcsinh"}),
+        "fixed",
+        "mme, position in proportion to pixels",
+        _targets(shape={}, position={"normalization": "fixed"}),
         rate_of="mme",
     ),
     Row(
@@ -61,11 +70,15 @@ ROWS = (
         rate_of="mme",
     ),
     Row(
+        "shape_15", "mme, shape weighs five times as much", _targets(shape={"weight": 15.0}, position={}), rate_of="mme"
+    ),
+    Row(
         "sampled_frames",
         "mme, without the frames between input frames",
-        {"frame_stride": 1, "trajectory_num_steps": 1},
+        # Of videos that have lost all other frames.
+        {"frame_stride": 1, "trajectory_num_steps": 1, "moving_crop_speed": FRAME_STRIDE * MOVING_CROP_SPEED},
         rate_of="mme",
-        frame_step=4,
+        frame_step=FRAME_STRIDE,
     ),
     Row("camera_removed", "mme, the camera's motion taken out", {"camera_motion": "remove"}, rate_of="mme"),
     Row("length_2", "mme, tracks of 2 raw frames", {"trajectory_num_steps": 2}, rate_of="mme"),
@@ -95,17 +108,17 @@ class Size:
     num_finetuning_seeds: int
 
 
-# Raw frames from one input frame to the next, of all clips: those of pre-training, probes and fine-tuning.
-FRAME_STRIDE = 4
 SIZES = {
     # Seconds, to see that all of it works.
     "smoke": Size(
         pretraining={
             "preset": "tiny",
+            "moving_crop_speed": MOVING_CROP_SPEED,
             "image_size": 32,
             "per_device_train_batch_size": 4,
             "max_train_steps": 2,
             "warmup_steps": 0,
+            "checkpointing_steps": 1,
             "motion_health": "false",
         },
         learning_rates=(1e-3,),
@@ -125,13 +138,16 @@ SIZES = {
             "preset": "tiny",
             "per_device_train_batch_size": 16,
             "samples_per_video": 4,
+            "moving_crop_speed": MOVING_CROP_SPEED,
+            "optimizer": "muon",
             "max_train_steps": 1000,
             "warmup_steps": 50,
             "max_grad_norm": 1.0,
             "checkpointing_steps": 200,
+            "checkpoints_total_limit": 5,
             "mixed_precision": "bf16",
         },
-        learning_rates=(3e-3, 8e-3),
+        learning_rates=(4e-3, 8e-3, 1.6e-2),
         rate_steps=300,
         num_views=6,
         finetuning={
@@ -151,10 +167,13 @@ SIZES = {
             "image_size": 112,
             "per_device_train_batch_size": 128,
             "samples_per_video": 4,
+            "moving_crop_speed": MOVING_CROP_SPEED,
+            "optimizer": "muon",
             "max_train_steps": 8000,
             "warmup_steps": 400,
             "max_grad_norm": 1.0,
             "checkpointing_steps": 1000,
+            "checkpoints_total_limit": 8,
             "mixed_precision": "bf16",
             "targets_on": "device",
         },

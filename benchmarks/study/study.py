@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from typing import Any
 
 from action_sets import ActionSet, read_lines, thinned, write_manifests
 from handmade import judge_handmade
+from measured_tracks import judge_tracks
 from objectives import BY_NAME, FRAME_STRIDE, ROWS, SIZES, Row
 from study_tables import write_all
 
@@ -83,26 +85,33 @@ class Study:
             print(f"{name}: {found['seconds'] / 60:.1f} min", flush=True)
 
     def pieces(self) -> Iterator[tuple[str, Any]]:
-        """Yield name and function of every piece: rates, seed by seed the rows that have all seeds, then the rest."""
+        """Yield name and function of every piece: rates, the rows that have all seeds, seed by seed, then the rest."""
         rows = [BY_NAME[name] for name in self.args.rows]
         for actions in self.sets:
             yield f"handmade/{actions.name}", lambda actions=actions: judge_handmade(actions, self.args.num_seeds)
+            yield f"tracks/{actions.name}", lambda actions=actions: judge_tracks(actions, self.size.num_views)
         for row in (row for row in ROWS if row.flags is not None and row.rate_of is None):
             if any(row.name in (chosen.name, chosen.rate_of) for chosen in rows):
                 for rate in self.size.learning_rates:
                     yield f"rates/{row.name}-{rate:g}", lambda row=row, rate=rate: self.judge_rate(row, rate)
-        for seed in range(self.args.num_seeds):
-            yield from self.pieces_of([row for row in rows if row.has_all_seeds], seed)
-        yield from self.pieces_of([row for row in rows if not row.has_all_seeds], 0)
+        all_seeds = range(self.args.num_seeds)
+        yield from self.pieces_of([row for row in rows if row.has_all_seeds], all_seeds)
+        for row in (row for row in rows if row.has_curve):
+            yield f"curves/{row.name}-0", lambda row=row: self.probe_checkpoints(row)
+        for row in (row for row in rows if row.is_drawn):
+            yield f"pictures/{row.name}-0", lambda row=row: self.draw(row)
+        yield from self.pieces_of([row for row in rows if not row.has_all_seeds], all_seeds[:1])
 
-    def pieces_of(self, rows: list[Row], seed: int) -> Iterator[tuple[str, Any]]:
-        """Yield the pre-training with probes of every row, then their fine-tunings, for one seed."""
-        for row in rows:
-            yield f"pretraining/{row.name}-{seed}", lambda row=row: self.pretrain_and_probe(row, seed)
-        for row in rows if seed < self.size.num_finetuning_seeds else ():
-            for actions in self.sets:
-                name = f"finetuning/{row.name}-{seed}-{actions.name}"
-                yield name, lambda row=row, actions=actions: self.finetune(row, seed, actions)
+    def pieces_of(self, rows: list[Row], seeds: range) -> Iterator[tuple[str, Any]]:
+        """Yield the pre-trainings with probes of all rows, seed by seed, then the fine-tunings."""
+        for seed in seeds:
+            for row in rows:
+                yield f"pretraining/{row.name}-{seed}", lambda row=row, seed=seed: self.pretrain_and_probe(row, seed)
+        for seed in seeds[: self.size.num_finetuning_seeds]:
+            for row in rows:
+                for actions in self.sets:
+                    name = f"finetuning/{row.name}-{seed}-{actions.name}"
+                    yield name, lambda row=row, seed=seed, actions=actions: self.finetune(row, seed, actions)
 
     def judge_rate(self, row: Row, rate: float) -> dict[str, Any]:
         """Return how much of its targets a short pre-training explains, on training videos that it is kept from."""
@@ -148,6 +157,31 @@ class Study:
             "probes": probes,
         }
 
+    def probe_checkpoints(self, row: Row) -> dict[str, Any]:
+        """Return what the attentive probe makes of the checkpoints of a row's first seed."""
+        folder = self.work_dir / "pretraining" / f"{row.name}-0"
+        found = {}
+        for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
+            step = int(checkpoint.name.split("-")[1])
+            if step < self.size.pretraining["max_train_steps"]:  # the last one is the model, which has been probed
+                model = folder / f"model-{step}"
+                model.mkdir(exist_ok=True)
+                for path in (checkpoint / "model.safetensors", *folder.glob("*config.json")):
+                    shutil.copy(path, model)
+                found[step] = self.probe(["--model_name_or_path", str(model)], model, 0, ["attentive"])
+        if not found:
+            sys.exit(f"{folder} has no checkpoints: remove the result pretraining/{row.name}-0.json to train it again.")
+        num_steps = self.size.pretraining["max_train_steps"]
+        return {"row": row.name, "seed": 0, "num_steps": num_steps, "probes": found}
+
+    def draw(self, row: Row) -> dict[str, Any]:
+        """Draw what a row's first seed predicts of a clip that it has not seen."""
+        folder = self.work_dir / "pretraining" / f"{row.name}-0"
+        picture = self.args.results_dir.resolve() / f"{self.args.size}-predicted-by-{row.name}.png"
+        words = [str(folder), str(picture), "--what", f"Pre-trained on {row.about}: a clip"]
+        call("benchmarks/draw_prediction.py", {}, folder / "draw.log", words)
+        return {"row": row.name, "seed": 0, "picture": picture.name}
+
     def pretrain(
         self,
         row: Row,
@@ -171,7 +205,7 @@ class Study:
         }
         flags |= {"min_learning_rate": rate / 100, "train_manifest": train}
         flags |= {"validation_manifest": held_out, "output_dir": folder, "resume_from_checkpoint": "latest"}
-        call("pretrain.py", flags, folder / "pretrain.log")
+        call("examples/pretrain.py", flags, folder / "pretrain.log")
 
     def probe(self, model: list[str], folder: Path, seed: int, probes: list[str]) -> dict[str, Any]:
         """Return, by set, what the probes of an encoder came to."""
@@ -182,7 +216,7 @@ class Study:
             flags |= {"seed": seed, "num_seeds": 1, "frame_stride": FRAME_STRIDE}
             flags |= {"num_train_views": self.size.num_views}
             flags |= {"num_eval_segments": self.size.num_views, "num_eval_crops": 1}
-            call("probe.py", flags, output / "probe.log", [*model, "--probes", *probes])
+            call("examples/probe.py", flags, output / "probe.log", [*model, "--probes", *probes])
             found[actions.name] = json.loads((output / "results.json").read_text())["probes"]
         return found
 
@@ -193,11 +227,11 @@ class Study:
         flags |= {"checkpointing_steps": 100, "resume_from_checkpoint": "latest"}
         if row.flags is not None:
             flags["model_name_or_path"] = self.work_dir / "pretraining" / f"{row.name}-{seed}"
-        call("finetune.py", flags, folder / "finetune.log")
+        call("examples/finetune.py", flags, folder / "finetune.log")
         judged = folder / "evaluation"
         flags = {"model_name_or_path": folder, "validation_manifest": actions.test, "output_dir": judged}
         flags |= {"num_eval_segments": self.size.num_views, "num_eval_crops": 1, "motion_sensitivity": "true"}
-        call("evaluate.py", flags, judged / "evaluate.log")
+        call("examples/evaluate.py", flags, judged / "evaluate.log")
         report = json.loads((judged / "eval_results.json").read_text())
         correct = [line["label"] == line["prediction"] for line in read_lines(judged / "predictions.csv")]
         kept = ("top1", "top1_interval", "mean_class_accuracy", "motion_sensitivity", "num_videos")
@@ -211,8 +245,8 @@ class Study:
 
 
 def call(script: str, flags: Mapping[str, Any], log: Path, words: list[str] | None = None) -> None:
-    """Run an example to its end; what it prints is in `log`, whose end is shown if it fails."""
-    command = [sys.executable, str(REPOSITORY / "examples" / script), *(words or [])]
+    """Run a script to its end; what it prints is in `log`, whose end is shown if it fails."""
+    command = [sys.executable, str(REPOSITORY / script), *(words or [])]
     for name, value in flags.items():
         command += [f"--{name}", str(value)]
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -55,6 +55,8 @@ def write_all(results_dir: Path, size: str) -> None:
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     if evidence.pretrainings:
         draw_probes(evidence, results_dir / f"{size}-probes.png")
+    if evidence.curves:
+        draw_curves(evidence, results_dir / f"{size}-curves.png")
     if evidence.finetunings:
         draw_orders(evidence, results_dir / f"{size}-motion_sensitivity.png")
 
@@ -75,6 +77,10 @@ def probe_table(evidence: Evidence, probe: str) -> str:
             found = [evidence.handmade.get(actions, {}).get(name, []) for actions in evidence.sets]
             figures = [Measured(tuple(result["test_top1"] for result in results)) for results in found]
             lines.append([_HANDMADE_TEXTS[name], *figures, max(map(len, found))])
+    found = {actions: tracks[probe]["test_top1"] for actions, tracks in evidence.tracks.items() if probe in tracks}
+    if found:
+        figures = [Measured((found[actions],) if actions in found else ()) for actions in evidence.sets]
+        lines.append(["no model: the measured motion itself", *figures, 1])
     return table(["pre-trained to predict", *evidence.sets, "seeds"], lines)
 
 
@@ -158,6 +164,24 @@ def draw_probes(evidence: Evidence, path: Path) -> None:
         axis.set_title(actions.replace("_", " "))
         axis.set_xlabel("top-1 of the attentive probe, %")
         axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_curves(evidence: Evidence, path: Path) -> None:
+    """Draw the attentive probe over the updates of pre-training."""
+    figure, axes = plt.subplots(1, len(evidence.sets), figsize=(4 * len(evidence.sets), 3))
+    for axis, actions in zip([axes] if len(evidence.sets) == 1 else axes, evidence.sets, strict=True):
+        for name, _ in sorted(evidence.curves):
+            steps, shares = zip(*evidence.curve(name, actions), strict=True)
+            colour = "tab:orange" if name == "mme" else "tab:blue"
+            axis.plot(steps, [100 * share for share in shares], marker="o", color=colour, label=name.replace("_", " "))
+        axis.set_title(actions.replace("_", " "))
+        axis.set_xlabel("updates of pre-training, seed 0")
+        axis.spines[["top", "right"]].set_visible(False)
+    (axes if len(evidence.sets) == 1 else axes[0]).set_ylabel("top-1 of the attentive probe, %")
+    axis.legend(frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -39,7 +39,7 @@ _PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_p
 def default_motion_targets() -> dict[str, dict[str, Any]]:
     """Return the pair of targets that a default `MMEVideoProcessor` makes, at the published sizes."""
     return {
-        "shape": {"size": 108, "activation": "linear", "weight": 15.0},
+        "shape": {"size": 108, "activation": "linear", "weight": 3.0},
         "position": {"size": 32, "activation": "linear", "weight": 1.0},
     }
 

@@ -20,7 +20,7 @@ from .motion_clip_mme import (
 )
 from .trajectories_mme import Trajectories
 
-NORMALIZATIONS = ("fixed", "arcsinh", "patch_std", "trajectory_length", "robust_clip")
+NORMALIZATIONS = ("arcsinh", "fixed", "patch_std", "trajectory_length", "robust_clip")
 _KEEP_PIXELS = ("fixed", "arcsinh")
 # Of the default scale: most points of real clips move by less than that a frame, and are to count.
 ARCSINH_SHARE = 0.2
@@ -40,13 +40,13 @@ class PositionTarget:
 
     Attributes:
         cell_size_px: One point per cell of this side.
-        scale_px: Displacement that becomes 1; None for 1/112 of the frame's shorter side (2 px at 224, 1 px at 112),
-            so that labels do not depend on the resolution and those of moving tokens are of order 1. Of "arcsinh" the
-            displacement that becomes 0.88, by default a fifth of that (0.4 px at 224, 0.2 px at 112).
+        scale_px: Displacement that becomes 1, or 0.88 by "arcsinh". None for 1/112 of the frame's shorter side (2 px at
+            224, 1 px at 112), so that labels do not depend on the resolution and those of moving tokens are of order
+            1; by "arcsinh" for a fifth of that (0.4 px at 224, 0.2 px at 112).
         max_displacement_px: Limit of a displacement before scaling, pixels per raw frame.
-        normalization: "fixed" is the division by scale_px alone. "arcsinh" then takes the inverse hyperbolic sine: what
-            is slower than the scale stays in proportion, and of what is faster the order of magnitude counts, so
-            that a few fast tracks do not decide a squared error. "patch_std" (published), after that division, takes
+        normalization: "arcsinh" is the inverse hyperbolic sine after the division by scale_px: what is slower than the
+            scale stays in proportion, and of what is faster the order of magnitude counts, so that a few fast tracks
+            do not decide a squared error. "fixed" is that division alone. "patch_std" (published), after it, takes
             off the mean of the token's points for each component and step and divides by their unbiased standard
             deviation + 1e-6; it erases translation. "trajectory_length" divides a point's displacements by the sum of
             their lengths, as Dense Trajectories do: direction without speed. "robust_clip" divides by the 0.9 quantile
@@ -70,7 +70,7 @@ class PositionTarget:
     cell_size_px: int = 8
     scale_px: float | None = None
     max_displacement_px: float = 20.0
-    normalization: Literal["fixed", "arcsinh", "patch_std", "trajectory_length", "robust_clip"] = "fixed"
+    normalization: Literal["arcsinh", "fixed", "patch_std", "trajectory_length", "robust_clip"] = "arcsinh"
     still_step_px: float | None = None
     token_rule: TokenRule = "all"
     validity: PointValidity = "every_position"
@@ -166,7 +166,7 @@ class FlowTarget:
     """Optical flow at a token's points: their displacement from the tubelet's first frame to the next raw frame.
 
     Index of a value: (component * 2 + point row) * 2 + point column, component 0 being x. It is the first step of
-    `position`, on the same scale: what a single flow step can teach, to compare long tracks with.
+    `position` as "fixed" gives it: what a single flow step can teach, to compare long tracks with.
 
     Attributes:
         cell_size_px: One point per cell of this side.

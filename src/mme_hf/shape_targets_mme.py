@@ -35,8 +35,8 @@ class ShapeTarget:
         num_bins: Orientation bins.
         cell_size_px: Side of a histogram cell in pixels.
         activation: Head activation. Values reach 5 on real clips, so "linear"; the published code uses "sigmoid".
-        weight: Default weight in the loss: for a predictor of the mean, shape then costs as much as position (error
-            per value 0.03 and 0.6 on 46 real clips at 224 px, 0.05 and 0.5 at 112 px).
+        weight: Default weight in the loss: for a predictor of the mean, shape then costs about a sixth of position
+            (benchmarks/results/compare_targets.md), which is the harder one to learn.
 
     Source: Masked Motion Encoding, section 3, z^s, as published: at the token itself, not along the track.
     """
@@ -46,7 +46,7 @@ class ShapeTarget:
     num_bins: int = 9
     cell_size_px: int = 8
     activation: str = "linear"
-    weight: float = 15.0
+    weight: float = 3.0
 
     def __post_init__(self):
         check_head(self.name, self.activation, self.weight)
@@ -95,7 +95,7 @@ class ShapeAlongTrackTarget:
     token_rule: TokenRule = "all"
     validity: PointValidity = "every_position"
     activation: str = "linear"
-    weight: float = 15.0
+    weight: float = 3.0
 
     def __post_init__(self):
         check_head(self.name, self.activation, self.weight)

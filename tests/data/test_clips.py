@@ -21,6 +21,7 @@ from mme_hf.data import (
     build_clip_loader,
     load_folder_records,
 )
+from mme_hf.position_target_mme import PositionTarget
 from mme_hf.video.pyav_reader import PyAVReader
 
 
@@ -110,11 +111,11 @@ def test_a_moving_crop_makes_the_same_motion_at_all_points_of_a_still_video(tmp_
     spreads, motions = [], []
     for seed in range(8):
         sample = dataset[request(0, seed=seed)].samples[0]
-        position = sample["labels"][0, :, 108:].unflatten(-1, (2, 4, 4))[sample["target_mask"][0, :, 1]]
-        scale_px = 32 / 112
-        motion = position.mean((0, 2, 3)) * scale_px  # (x, y) in pixels of the 32 px crop per frame
+        position = sample["labels"][0, :, 108:][sample["target_mask"][0, :, 1]]
+        displacements = PositionTarget().displacements(position, 4, (32, 32))  # (tokens, steps, points, 2)
+        motion = displacements.mean((0, 1, 2))  # (x, y) in pixels of the 32 px crop per frame
         motions.append(motion.norm())
-        spreads.append((position * scale_px - motion[:, None, None]).abs().mean())
+        spreads.append((displacements - motion).abs().mean())
     # Half of the crops stand still, the others slide by up to 5 % of 32 px, 1.6 px, a frame.
     assert min(motions) < 0.05 < 0.2 < max(motions) < 1.7
     assert max(spreads) < 0.1

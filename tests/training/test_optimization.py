@@ -4,8 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from mme_hf import MMEForVideoClassification, preset_config
-from mme_hf.training import build_average, build_scheduler, parameter_groups, scaled_learning_rate
+from mme_hf import MMEForPreTraining, MMEForVideoClassification, preset_config
+from mme_hf.training import build_average, build_optimizer, build_scheduler, parameter_groups, scaled_learning_rate
+from mme_hf.training.optimization import check_optimizer
+
+SMALL = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 16}
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came with torch 2.9")
 
 
 def test_vectors_take_no_weight_decay_and_every_parameter_is_in_one_group():
@@ -19,8 +23,7 @@ def test_vectors_take_no_weight_decay_and_every_parameter_is_in_one_group():
 
 
 def test_layers_nearer_to_the_input_have_lower_rates():
-    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 8}
-    model = MMEForVideoClassification(preset_config("tiny", **sizes, use_attentive_pooling=True))
+    model = MMEForVideoClassification(preset_config("tiny", **SMALL, use_attentive_pooling=True))
     groups = parameter_groups(model, 0.05, learning_rate=1.0, layer_decay=0.5)
     names = {parameter: name for name, parameter in model.named_parameters()}
     found = {
@@ -48,6 +51,71 @@ def test_what_is_frozen_is_in_no_group():
     model.weight.requires_grad_(False)
     (group,) = parameter_groups(model, 0.05)
     assert [tuple(parameter.shape) for parameter in group["params"]] == [(3,)]
+
+
+@needs_muon
+def test_muon_moves_the_matrices_of_blocks_alike_in_all_directions_and_adamw_the_rest():
+    torch.manual_seed(0)
+    model = MMEForPreTraining(preset_config("tiny", **SMALL))
+    optimizer = build_optimizer(model, name="muon", learning_rate=0.01, weight_decay=0.5, betas=(0.9, 0.95))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter).sign()
+        if parameter.ndim == 2:  # a tenth as large in its last direction as in its first
+            left, sizes, right = torch.linalg.svd(torch.randn_like(parameter), full_matrices=False)
+            parameter.grad = left * torch.logspace(0, -1, len(sizes)) @ right
+    optimizer.step()
+    num_matrices = 0
+    for name, parameter in model.named_parameters():
+        is_vector = parameter.squeeze().ndim <= 1
+        is_matrix_of_a_block = "layers." in name and parameter.ndim == 2
+        rate = 0.1 if is_matrix_of_a_block else 0.01
+        step = (parameter.detach() - before[name] * (1.0 if is_vector else 1 - rate * 0.5)) / rate
+        if is_matrix_of_a_block:
+            num_matrices += 1
+            # Its iteration brings singular values near 1, more where a matrix makes more values than it takes.
+            rows, columns = parameter.shape
+            sizes = torch.linalg.svdvals(step) / max(1, rows / columns) ** 0.5
+            assert sizes.min() > 0.6 and sizes.max() < 1.3, name
+        elif parameter.ndim != 2:  # the first step of Adam is the sign of the gradient
+            torch.testing.assert_close(step, -parameter.grad, msg=name, rtol=0, atol=1e-4)
+    assert num_matrices == 3 * 6  # q, k, v, o, fc1, fc2, in two blocks and the decoder's
+
+
+@needs_muon
+def test_muon_goes_on_from_a_saved_state_and_follows_the_schedule(tmp_path):
+    def updated(optimizer, model):
+        for number, parameter in enumerate(model.parameters()):
+            parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+        optimizer.step()
+        return [parameter.detach().clone() for parameter in model.parameters()]
+
+    model = MMEForPreTraining(preset_config("tiny", **SMALL))
+    options = {"name": "muon", "learning_rate": 0.1, "weight_decay": 0.5, "betas": (0.9, 0.95)}
+    optimizer = build_optimizer(model, **options)
+    scheduler = build_scheduler(optimizer, num_warmup_steps=0, num_training_steps=2, min_learning_rate=0.0)
+    middle = updated(optimizer, model)
+    scheduler.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.bin")
+    # Cosine: half of the way, half of the rate, of both kinds.
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.05, 0.5])
+    whole = updated(optimizer, model)
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), middle, strict=True):
+            parameter.copy_(value)
+    other = build_optimizer(model, **options)
+    assert not other.state
+    other.load_state_dict(torch.load(tmp_path / "optimizer.bin"))
+    assert len(other.state) == len(middle)
+    assert all(map(torch.equal, updated(other, model), whole))
+
+
+def test_optimizers_that_there_are_not_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match="'sgd'.*adamw, muon"):
+        check_optimizer("sgd")
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(ValueError, match="needs torch 2.9 or newer.*Use 'adamw'"):
+        check_optimizer("muon")
 
 
 def test_the_average_begins_with_the_first_update():

@@ -277,12 +277,12 @@ def target_warnings(health: MotionHealth) -> list[str]:
         if target.agreement < MIN_AGREEMENT:
             warnings.append(
                 f"{name}: labels hardly follow the displacements they stand for (cosine {target.agreement:.2f}; a pure "
-                "translation may become 0). Use normalization 'fixed'."
+                "translation may become 0). Use normalization 'arcsinh'."
             )
         if target.rest_ratio > MAX_REST_RATIO:
             warnings.append(
                 f"{name}: labels of tokens at rest are {target.rest_ratio:.2f} times as large as those of tokens that "
-                "move: noise is amplified. Use normalization 'fixed'."
+                "move: noise is amplified. Use normalization 'arcsinh'."
             )
         if target.repeat_difference > MAX_REPEAT_DIFFERENCE:
             warnings.append(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..video import check_backend
+from .optimization import check_optimizer
 from .parsing import check_one_source, check_report_to, check_smallest, flag, mapping_of
 
 _SMALLEST_OF_LOOP = {
@@ -195,6 +196,11 @@ class LoopArguments(PushArguments):
 class TrainingArguments(LoopArguments):
     """How it is trained, and how it is judged."""
 
+    optimizer: str = flag(
+        "adamw",
+        "adamw, or muon: Muon at 10 times the rate for the matrices of the blocks, AdamW for the rest. Fewer updates, "
+        "each a little dearer. Needs torch 2.9 and whole parameters on every process.",
+    )
     motion_health: bool = flag(True, "Look at tracks and labels of the first clips, and warn if something is off.")
     num_eval_clips: int = flag(4, "Held-out clips of each video.")
     max_eval_videos: int = flag(256, "Videos that held-out clips are taken from, at most.")
@@ -214,6 +220,7 @@ class PretrainingArguments(TrainingArguments, ModelArguments, DataArguments):
         self.check_loop()
         if self.held_out_fraction is not None and not 0 <= self.held_out_fraction < 1:
             raise ValueError(f"held_out_fraction ({self.held_out_fraction}) must lie in [0, 1), such as 0.2.")
+        check_optimizer(self.optimizer)
         if self.targets_on not in ("workers", "device"):
             raise ValueError(f"targets_on ({self.targets_on!r}) must be 'workers' or 'device'.")
         if self.push_to_hub and self.teacher and Path(self.teacher).exists():

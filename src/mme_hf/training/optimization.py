@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +13,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 # Published learning rates are per 256 clips of global batch.
 REFERENCE_BATCH_SIZE = 256
+
+OPTIMIZERS = ("adamw", "muon")
+# Muon's learning rate over AdamW's: the first is the spectral norm of an update, the second how far each weight moves.
+MUON_RATE = 10.0
 
 
 def parameter_groups(
@@ -56,6 +62,80 @@ def scaled_learning_rate(learning_rate: float, global_batch_size: int) -> float:
     return learning_rate * global_batch_size / REFERENCE_BATCH_SIZE
 
 
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon for the weight matrices of the blocks, AdamW for everything else, as one optimizer.
+
+    Muon makes the singular values of an update alike, so that a matrix also learns in the directions that its gradient
+    hardly has.
+
+    Args:
+        model: With the blocks of an MME model, whole on every process.
+        learning_rate: Of AdamW; Muon's is `MUON_RATE` times that.
+        weight_decay: Of the parameters that take any, by `parameter_groups`.
+        betas: Of AdamW.
+
+    Source: K. Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024; `torch.optim.Muon`.
+    """
+
+    def __init__(self, model: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float]):
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        matrices, groups = [], []
+        for group in parameter_groups(model, weight_decay):
+            is_matrix = [_is_matrix_of_a_block(names[parameter], parameter) for parameter in group["params"]]
+            pairs = list(zip(group["params"], is_matrix, strict=True))
+            matrices += [parameter for parameter, is_one in pairs if is_one]
+            groups.append({**group, "params": [parameter for parameter, is_one in pairs if not is_one]})
+        self._parts = {
+            # The first: its rate is the one that a run reports.
+            "adamw": torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True),
+            "muon": torch.optim.Muon(matrices, lr=MUON_RATE * learning_rate, weight_decay=weight_decay),
+        }
+        self.defaults = {"lr": learning_rate}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of both, which schedules set the learning rate of."""
+        return [group for part in self._parts.values() for group in part.param_groups]
+
+    @property
+    def state(self) -> dict[nn.Parameter, Any]:
+        """What both keep of each parameter."""
+        return {parameter: kept for part in self._parts.values() for parameter, kept in part.state.items()}
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for part in self._parts.values():
+            part.step()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        for part in self._parts.values():
+            part.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of both, by their names."""
+        return {name: part.state_dict() for name, part in self._parts.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        for name, part in self._parts.items():
+            part.load_state_dict(state_dict[name])
+
+
+def _is_matrix_of_a_block(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim == 2 and re.search(r"(^|\.)layers\.\d+\.", name) is not None
+
+
+def check_optimizer(name: str) -> None:
+    """Raise ValueError if there is no optimizer of this name, or not in this torch."""
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer ({name!r}) must be one of {', '.join(OPTIMIZERS)}.")
+    if name == "muon" and not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"optimizer ('muon') needs torch 2.9 or newer, but this is {torch.__version__}. Use 'adamw'.")
+
+
 def build_optimizer(
     model: nn.Module,
     *,
@@ -63,8 +143,20 @@ def build_optimizer(
     weight_decay: float,
     betas: tuple[float, float],
     layer_decay: float = 1.0,
-) -> torch.optim.AdamW:
-    """Return AdamW over `parameter_groups`, with the fused kernel: one pass over the weights on any device."""
+    name: str = "adamw",
+) -> torch.optim.Optimizer:
+    """Return an optimizer over `parameter_groups`.
+
+    Args:
+        model: To train.
+        learning_rate: Peak, of the last layers.
+        weight_decay: Of the parameters that take any.
+        betas: Of AdamW.
+        layer_decay: Learning rate of a layer over that of the next; with "adamw" alone.
+        name: "adamw", with the fused kernel: one pass over the weights on any device; or "muon", `MuonWithAdamW`.
+    """
+    if name == "muon":
+        return MuonWithAdamW(model, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas)
     groups = parameter_groups(model, weight_decay, learning_rate=learning_rate, layer_decay=layer_decay)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 

@@ -43,7 +43,7 @@ NOT_LOADED = (OSError, SafetensorError)
 MODEL_TYPES = (MMEConfig.model_type, "videomae")
 _PROCESSOR_FLAGS = ("frame_stride", "trajectory_num_steps", "mask_type", "mask_ratio", "tracker", "camera_motion")
 _MODEL = ("preset", "model_options")
-_KEPT_BY_OPTIMIZER = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2")
+_KEPT_BY_OPTIMIZER = ("optimizer", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2")
 _AUGMENTATIONS = ("flip_probability", "moving_crop_speed")
 
 # Fixed by the processor, so that model and labels cannot disagree.

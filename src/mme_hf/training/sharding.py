@@ -13,6 +13,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor
 
+from .optimization import MuonWithAdamW
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -58,6 +60,8 @@ def prepare_to_train(
             "together again to be judged could not be run. Set it to false."
         )
     wanted = [name for name in _NEEDS_WHOLE_PARAMETERS if getattr(args, name, None)]
+    if isinstance(optimizer, MuonWithAdamW):
+        wanted = ["optimizer", *wanted]
     if kind == DistributedType.FSDP and wanted:
         raise ValueError(
             f"{wanted[0]} ({getattr(args, wanted[0])}) needs whole parameters, which a process does not have where "
