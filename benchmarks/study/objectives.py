@@ -147,7 +147,7 @@ SIZES = {
             "checkpoints_total_limit": 5,
             "mixed_precision": "bf16",
         },
-        learning_rates=(4e-3, 8e-3, 1.6e-2),
+        learning_rates=(4e-3, 8e-3, 1.6e-2, 3.2e-2),
         rate_steps=300,
         num_views=6,
         finetuning={
