@@ -65,6 +65,8 @@ def test_arcsinh_by_hand_and_back():
     assert values[0].tolist() == pytest.approx([math.log(4 + math.sqrt(17))] * 4 + [-0.002] * 4, rel=1e-3)
     back = target.displacements(values, 1, (16, 32))  # (tokens, steps, points, 2)
     torch.testing.assert_close(back, displacements[0, 0, 0].expand(back.shape))
+    # What a head says may be anything; labels end at 20 px.
+    assert target.displacements(torch.tensor([[100.0, -7.0]]), 1, (16, 32)).tolist() == [[[[20.0, -20.0]]]]
     assert PositionTarget(scale_px=3.0).scale_in((224, 300)) == 3.0
 
 

@@ -110,7 +110,7 @@ def test_the_study_runs_and_is_not_run_again(actions, tmp_path):
     for row in ROWS:
         if row.name in names:
             assert f"| {row.about} |" in text
-    assert "| no model: the measured motion itself |" in text
+    assert "| no model: the measured motion of all tokens |" in text
     for picture in ("probes", "curves", "motion_sensitivity", "predicted-by-mme"):
         assert (tmp_path / "results" / f"smoke-{picture}.png").exists(), picture
     again = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -396,7 +396,7 @@ def test_saved_and_reloaded_exactly(tmp_path):
         processor.save_pretrained(tmp_path)
         for again in (MMEVideoProcessor.from_pretrained(tmp_path), AutoVideoProcessor.from_pretrained(tmp_path)):
             assert type(again) is MMEVideoProcessor and again.to_dict() == processor.to_dict()
-            assert list(again.motion_targets.items()) == list(processor.motion_targets.items())
+            assert list(again.motion_target_config().items()) == list(processor.motion_target_config().items())
             assert again.motion_target_config() == processor.motion_target_config()
     names = set(json.loads((tmp_path / "video_preprocessor_config.json").read_text()))
     assert not names & {"generator", "crop_box", "flip", "return_targets"}
@@ -590,7 +590,8 @@ def test_a_target_that_only_its_author_has_keeps_nobody_from_making_pixels(proce
         (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(options))
         again = MMEVideoProcessor.from_pretrained(tmp_path)
         assert again(noise(4), return_tensors="pt")["pixel_values"].shape == (1, 4, 3, 32, 32)
-        assert again.to_dict()["motion_targets"] == targets
+        (kept,) = again.to_dict()["motion_targets"]
+        assert kept == {**kept, **targets[0]}
         for ask in (lambda made=again: made(noise(9), return_targets=True), again.motion_target_config):
             with pytest.raises(
                 ValueError, match=r"'theirs'\) is unknown. Choose among|has no option option_of_tomorrow"
@@ -651,3 +652,19 @@ def test_frames_of_all_of_a_video_where_the_processor_says_segments(tmp_path):
         MMEVideoProcessor(frame_sampling="sparse")
     with pytest.raises(ValueError, match=r"frame_sampling \('sparse'\) must be one of"):
         saved(frames, frame_sampling="sparse")
+
+
+def test_a_saved_processor_says_all_of_its_targets_options_so_that_a_default_may_change(tmp_path):
+    MMEVideoProcessor(motion_targets={"position": {"weight": 2.0}}, cell_size_px=4).save_pretrained(tmp_path)
+    (saved,) = json.loads((tmp_path / "video_preprocessor_config.json").read_text())["motion_targets"]
+    assert (saved["name"], saved["weight"], saved["normalization"], saved["scale_px"]) == (
+        "position",
+        2.0,
+        "arcsinh",
+        None,
+    )
+    loaded = MMEVideoProcessor.from_pretrained(tmp_path)
+    assert (
+        loaded.motion_target_config()["position"]["size"] == 2 * 4 * 16
+    )  # of the processor's cells, not the target's 4
+    assert loaded.to_dict() == MMEVideoProcessor(motion_targets={"position": {"weight": 2.0}}, cell_size_px=4).to_dict()

@@ -63,7 +63,8 @@ class Evidence:
         if ("random", 0) in self.pretrainings:
             points.append((0, self.probe("random", "attentive", actions).values[0]))
         for step, found in self.curves[row, 0]["probes"].items():
-            points.append((int(step), found[actions]["attentive"]["seeds"][0]["test_top1"]))
+            if actions in found:
+                points.append((int(step), found[actions]["attentive"]["seeds"][0]["test_top1"]))
         points.append((self.curves[row, 0]["num_steps"], self.probe(row, "attentive", actions).values[0]))
         return sorted(points)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,38 +25,49 @@ _SLOW_PX = 0.4  # what moves less has a bin of its own
 def judge_handmade(actions: ActionSet, num_seeds: int) -> dict[str, Any]:
     """Return what linear probes of each kind of features are right about, by the protocol of all probes."""
     parts = {part: _features(getattr(actions, part)) for part in ("train", "test")}
-    classes = sorted(set(parts["train"]["labels"]))
-    groups = sorted(set(parts["train"]["groups"]))
     results = {}
     for name in HANDMADE:
-        features = {}
-        for part, found in parts.items():
-            values = torch.cat([found[kind] for kind in name.split("_")], dim=1)[:, None]
-            labels = torch.tensor([classes.index(label) for label in found["labels"]])
-            numbers = torch.tensor([groups.index(group) for group in found["groups"]]) if part == "train" else None
-            features[part] = LabelledFeatures(values, labels, numbers)
-        config = MMEConfig(hidden_size=values.shape[-1], num_attention_heads=1, num_labels=len(classes))
-        found = [
-            run_probe("linear", features["train"], features["test"], config, seed=seed) for seed in range(num_seeds)
-        ]
+        values = {
+            part: torch.cat([found[kind] for kind in name.split("_")], dim=1)[:, None] for part, found in parts.items()
+        }
+        train, test, classes = labelled(actions, values)
+        config = MMEConfig(hidden_size=train.values.shape[-1], num_attention_heads=1, num_labels=len(classes))
+        found = [run_probe("linear", train, test, config, seed=seed) for seed in range(num_seeds)]
         results[name] = [vars(result) for result in found]
     return {"set": actions.name, "handmade": results}
 
 
-def _features(manifest: Path) -> dict[str, Any]:
-    lines = read_lines(manifest)
+def labelled(
+    actions: ActionSet, values: Mapping[str, torch.Tensor]
+) -> tuple[LabelledFeatures, LabelledFeatures, list[str]]:
+    """Return features of the training and of the test videos, and the names of the classes.
+
+    Args:
+        actions: The set.
+        values: Of "train" and "test": a row for each line of the manifest.
+
+    Raises:
+        ValueError: If there are more or fewer.
+    """
+    lines = {part: read_lines(getattr(actions, part)) for part in values}
+    for part, own in lines.items():
+        if len(own) != len(values[part]):
+            raise ValueError(f"{actions.name}: {len(values[part])} of the {len(own)} {part} videos could be read.")
+    classes, groups = (sorted({line[name] for line in lines["train"]}) for name in ("label", "group"))
+    labels = {part: torch.tensor([classes.index(line["label"]) for line in own]) for part, own in lines.items()}
+    numbers = torch.tensor([groups.index(line["group"]) for line in lines["train"]])
+    train = LabelledFeatures(values["train"], labels["train"], numbers)
+    return train, LabelledFeatures(values["test"], labels["test"]), classes
+
+
+def _features(manifest: Path) -> dict[str, torch.Tensor]:
     hog, hof = [], []
-    for line in lines:  # one video at a time: their frames together are gigabytes
+    for line in read_lines(manifest):  # one video at a time: their frames together are gigabytes
         with open_video(line["path"]) as video:
             frames = video.frames_at(range(video.num_frames))
         hog.append(_root(hog_of(frames)))
         hof.append(_root(hof_of(frames)))
-    return {
-        "labels": [line["label"] for line in lines],
-        "groups": [line["group"] for line in lines],
-        "hog": torch.stack(hog),
-        "hof": torch.stack(hof),
-    }
+    return {"hog": torch.stack(hog), "hof": torch.stack(hof)}
 
 
 def hog_of(frames: torch.Tensor) -> torch.Tensor:

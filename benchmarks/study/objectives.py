@@ -10,7 +10,7 @@ from mme_hf import REFERENCE_MOTION
 
 # Raw frames from one input frame to the next, of all clips: those of pre-training, probes and fine-tuning.
 FRAME_STRIDE = 4
-# Sides of the crop per raw frame: motion of any direction for few videos, most of which are of cameras at rest.
+# Sides of the crop per raw frame: motion of any direction for few videos.
 MOVING_CROP_SPEED = 0.007
 
 
@@ -56,6 +56,12 @@ ROWS = (
     Row("position", "position alone", _targets(position={}), has_all_seeds=True, is_drawn=True),
     Row("published", "shape and position as published", _PUBLISHED, has_all_seeds=True),
     Row("mme", "shape and position, this package's defaults", {}, has_all_seeds=True, has_curve=True, is_drawn=True),
+    Row(
+        "pixels_gain_1",
+        "pixels, differences between frames not amplified at the start",
+        {**_targets(pixels={}), "model_options": json.dumps({"frame_difference_gain": 1.0})},
+        rate_of="pixels",
+    ),
     Row("pixels_position", "pixels and position", _targets(pixels={}, position={}), rate_of="mme"),
     Row(
         "fixed",
@@ -120,6 +126,8 @@ SIZES = {
             "warmup_steps": 0,
             "checkpointing_steps": 1,
             "motion_health": "false",
+            "optimizer": "muon",
+            "mixed_precision": "bf16",
         },
         learning_rates=(1e-3,),
         rate_steps=1,
@@ -147,7 +155,7 @@ SIZES = {
             "checkpoints_total_limit": 5,
             "mixed_precision": "bf16",
         },
-        learning_rates=(4e-3, 8e-3, 1.6e-2, 3.2e-2),
+        learning_rates=(4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2),
         rate_steps=300,
         num_views=6,
         finetuning={

@@ -31,7 +31,9 @@ from measured_tracks import judge_tracks
 from objectives import BY_NAME, FRAME_STRIDE, ROWS, SIZES, Row
 from study_tables import write_all
 
+from mme_hf import preset_config
 from mme_hf.model_card_facts import current_machine, current_versions
+from mme_hf.training.optimization import check_optimizer
 
 STUDY = Path(__file__).resolve().parent
 REPOSITORY = STUDY.parents[1]
@@ -55,6 +57,10 @@ class Study:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.size = SIZES[args.size]
+        try:
+            check_optimizer(self.size.pretraining["optimizer"])
+        except ValueError as error:
+            sys.exit(f"study.py: error: {error}")
         self.results_dir = args.results_dir / args.size
         self.work_dir = args.work_dir.resolve() / args.size
         self.sets, self.all = write_manifests(args.data.resolve(), args.work_dir.resolve() / "data")
@@ -89,18 +95,19 @@ class Study:
         rows = [BY_NAME[name] for name in self.args.rows]
         for actions in self.sets:
             yield f"handmade/{actions.name}", lambda actions=actions: judge_handmade(actions, self.args.num_seeds)
-            yield f"tracks/{actions.name}", lambda actions=actions: judge_tracks(actions, self.size.num_views)
+            yield f"tracks/{actions.name}", lambda actions=actions: self.judge_tracks(actions)
         for row in (row for row in ROWS if row.flags is not None and row.rate_of is None):
             if any(row.name in (chosen.name, chosen.rate_of) for chosen in rows):
                 for rate in self.size.learning_rates:
                     yield f"rates/{row.name}-{rate:g}", lambda row=row, rate=rate: self.judge_rate(row, rate)
         all_seeds = range(self.args.num_seeds)
         yield from self.pieces_of([row for row in rows if row.has_all_seeds], all_seeds)
+        yield from self.pieces_of([row for row in rows if not row.has_all_seeds], all_seeds[:1])
+        # Last, as these need weights of earlier pieces, which may be on another machine.
         for row in (row for row in rows if row.has_curve):
             yield f"curves/{row.name}-0", lambda row=row: self.probe_checkpoints(row)
         for row in (row for row in rows if row.is_drawn):
             yield f"pictures/{row.name}-0", lambda row=row: self.draw(row)
-        yield from self.pieces_of([row for row in rows if not row.has_all_seeds], all_seeds[:1])
 
     def pieces_of(self, rows: list[Row], seeds: range) -> Iterator[tuple[str, Any]]:
         """Yield the pre-trainings with probes of all rows, seed by seed, then the fine-tunings."""
@@ -112,6 +119,12 @@ class Study:
                 for actions in self.sets:
                     name = f"finetuning/{row.name}-{seed}-{actions.name}"
                     yield name, lambda row=row, seed=seed, actions=actions: self.finetune(row, seed, actions)
+
+    def judge_tracks(self, actions: ActionSet) -> dict[str, Any]:
+        """Return what probes of the measured motion are right about, in clips like those of the models."""
+        names = ("preset", "image_size", "num_frames")
+        clips = {name: self.size.pretraining[name] for name in names if name in self.size.pretraining}
+        return judge_tracks(actions, self.size.num_views, preset_config(clips.pop("preset"), **clips))
 
     def judge_rate(self, row: Row, rate: float) -> dict[str, Any]:
         """Return how much of its targets a short pre-training explains, on training videos that it is kept from."""
@@ -160,18 +173,16 @@ class Study:
     def probe_checkpoints(self, row: Row) -> dict[str, Any]:
         """Return what the attentive probe makes of the checkpoints of a row's first seed."""
         folder = self.work_dir / "pretraining" / f"{row.name}-0"
+        num_steps, every = (self.size.pretraining[name] for name in ("max_train_steps", "checkpointing_steps"))
         found = {}
-        for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
-            step = int(checkpoint.name.split("-")[1])
-            if step < self.size.pretraining["max_train_steps"]:  # the last one is the model, which has been probed
-                model = folder / f"model-{step}"
-                model.mkdir(exist_ok=True)
-                for path in (checkpoint / "model.safetensors", *folder.glob("*config.json")):
-                    shutil.copy(path, model)
-                found[step] = self.probe(["--model_name_or_path", str(model)], model, 0, ["attentive"])
-        if not found:
-            sys.exit(f"{folder} has no checkpoints: remove the result pretraining/{row.name}-0.json to train it again.")
-        num_steps = self.size.pretraining["max_train_steps"]
+        for step in range(every, num_steps, every):  # the last one is the model, which has been probed
+            weights, model = folder / f"checkpoint-{step}" / "model.safetensors", folder / f"model-{step}"
+            if not weights.exists():
+                sys.exit(f"there is no {weights}: remove the result pretraining/{row.name}-0.json to train it again.")
+            model.mkdir(exist_ok=True)
+            for path in (weights, *folder.glob("*config.json")):
+                shutil.copy(path, model)
+            found[step] = self.probe(["--model_name_or_path", str(model)], model, 0, ["attentive"])
         return {"row": row.name, "seed": 0, "num_steps": num_steps, "probes": found}
 
     def draw(self, row: Row) -> dict[str, Any]:

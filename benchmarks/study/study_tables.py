@@ -47,6 +47,11 @@ def write_all(results_dir: Path, size: str) -> None:
         "and videos.\n\n" + difference_table(evidence),
         "## Motion of held-out clips that is explained\n\n1 - squared error / squared error of always predicting the "
         "training mean, on clips of the test videos.\n\n" + explained_table(evidence),
+        *(
+            f"## Predicted motion, pre-trained to predict {BY_NAME[row].about}\n\n![Frames of a clip that no row was "
+            f"trained on, visible patches, true and predicted motion]({found['picture']})"
+            for (row, _), found in evidence.pictures.items()
+        ),
         "## Learning rates\n\nWhat a short pre-training with seed 0 explains of its targets on a fifth of the training "
         "videos, kept from it; the mean over targets decides.\n\n" + rate_table(evidence),
         "## Cost\n\n" + cost_table(evidence),
@@ -80,7 +85,7 @@ def probe_table(evidence: Evidence, probe: str) -> str:
     found = {actions: tracks[probe]["test_top1"] for actions, tracks in evidence.tracks.items() if probe in tracks}
     if found:
         figures = [Measured((found[actions],) if actions in found else ()) for actions in evidence.sets]
-        lines.append(["no model: the measured motion itself", *figures, 1])
+        lines.append(["no model: the measured motion of all tokens", *figures, 1])
     return table(["pre-trained to predict", *evidence.sets, "seeds"], lines)
 
 

@@ -32,8 +32,7 @@ class PixelsTarget:
         normalization: "patch" takes off the mean of the token's pixels, channel by channel, and divides by their
             standard deviation (unbiased) + 1e-6; "none" leaves them in [0, 1].
         activation: Head activation. Normalised pixels are of both signs and leave (-1, 1), so "linear".
-        weight: Default weight in the loss: the error of a predictor of the mean is close to 1 by construction, twice
-            that of `position`.
+        weight: Default weight in the loss: the error of a predictor of the mean is close to 1 by construction.
 
     Source: VideoMAE, `norm_pix_loss`; equal to the labels of transformers' `VideoMAEForPreTraining`.
     """
@@ -87,8 +86,7 @@ class FeaturesTarget:
         image_size_px: Side that frames are resized to; None for that of the teacher's image processor, else of its
             configuration. Another one needs a teacher that interpolates its positions.
         activation: Head activation. Normalised features are of both signs and leave (-1, 1), so "linear".
-        weight: Default weight in the loss: the error of a predictor of the mean is at most 1, twice that of
-            `position`.
+        weight: Default weight in the loss: the error of a predictor of the mean is at most 1.
 
     Source: Masked Video Distillation and TrackMAE, which predict features of a frozen image model.
     """

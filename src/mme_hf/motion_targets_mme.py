@@ -4,6 +4,7 @@ A target is one class and one line in `MOTION_TARGETS`. It knows nothing of the 
 """
 
 from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
@@ -87,9 +88,23 @@ def build_targets(options: Mapping[str, Mapping[str, Any]], **defaults: Any) -> 
             raise ValueError(f"motion target ({name!r}) is unknown. Choose among {sorted(MOTION_TARGETS)}.")
         builder = MOTION_TARGETS[name]
         check_options(f"motion target {name!r}", builder, own)
-        fields = getattr(builder, "__dataclass_fields__", {})
-        targets[name] = builder(**{**{key: value for key, value in defaults.items() if key in fields}, **own})
+        known = getattr(builder, "__dataclass_fields__", {})
+        targets[name] = builder(**{**{key: value for key, value in defaults.items() if key in known}, **own})
     return targets
+
+
+def written_options(name: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a target with its defaults: a file must mean the same once a default is another.
+
+    Args:
+        name: Of the target; one that is not in `MOTION_TARGETS` keeps the options it has.
+        own: Options that were given.
+    """
+    target = MOTION_TARGETS.get(name)
+    options = fields(target) if is_dataclass(target) else ()
+    # The processor has the size of a cell, for all targets.
+    defaults = {option.name: option.default for option in options if option.name != "cell_size_px"}
+    return {**{key: value for key, value in defaults.items() if value is not MISSING}, **own}
 
 
 __all__ = [
@@ -106,4 +121,5 @@ __all__ = [
     "TargetConfig",
     "build_targets",
     "histogram_of_gradients",
+    "written_options",
 ]

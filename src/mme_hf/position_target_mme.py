@@ -132,7 +132,7 @@ class PositionTarget:
             frame_size: Height and width of the frames in pixels.
 
         Returns:
-            Pixels per raw frame, shape (..., num_steps, points of a token, 2).
+            Pixels per raw frame, within +-max_displacement_px, shape (..., num_steps, points of a token, 2).
 
         Raises:
             ValueError: With another normalisation than "fixed" and "arcsinh", which keep no pixels.
@@ -141,7 +141,10 @@ class PositionTarget:
             raise ValueError(f"position: normalization {self.normalization!r} cannot be turned back into pixels.")
         if self.normalization == "arcsinh":
             values = values.sinh()
-        return (values * self.scale_in(frame_size)).unflatten(-1, (2, num_steps, -1)).movedim(-3, -1)
+        # As labels are limited; sinh of what a head may say is without bounds.
+        limit = self.max_displacement_px
+        motion = (values * self.scale_in(frame_size)).clamp(-limit, limit)
+        return motion.unflatten(-1, (2, num_steps, -1)).movedim(-3, -1)
 
     def scale_in(self, frame_size: tuple[int, int]) -> float:
         """Return what displacements are divided by, in pixels, in frames of (height, width)."""

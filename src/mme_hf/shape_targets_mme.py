@@ -35,7 +35,7 @@ class ShapeTarget:
         num_bins: Orientation bins.
         cell_size_px: Side of a histogram cell in pixels.
         activation: Head activation. Values reach 5 on real clips, so "linear"; the published code uses "sigmoid".
-        weight: Default weight in the loss: for a predictor of the mean, shape then costs about a sixth of position
+        weight: Default weight in the loss: for a predictor of the mean, shape then costs much less than position
             (benchmarks/results/compare_targets.md), which is the harder one to learn.
 
     Source: Masked Motion Encoding, section 3, z^s, as published: at the token itself, not along the track.

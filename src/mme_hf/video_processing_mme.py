@@ -16,7 +16,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from .frame_sampling_mme import middle_clip
-from .motion_targets_mme import build_targets
+from .motion_targets_mme import build_targets, written_options
 from .names_mme import check_names
 from .raw_clips_mme import RawClips, cut_raw_clip, inputs_of, join_raw_clips
 from .video_inputs_mme import (
@@ -148,11 +148,14 @@ class MMEVideoProcessor(BaseVideoProcessor):
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain values: a tracker object as its name and options, `motion_targets` as a list.
 
+        Targets have all of their options, those that were left out too.
+
         transformers writes JSON with sorted keys; the order of the targets, which is that of the columns of `labels`,
         survives only in a list.
         """
         options = super().to_dict()
-        options["motion_targets"] = [{"name": name, **own} for name, own in self.motion_targets.items()]
+        targets = self.motion_targets.items()
+        options["motion_targets"] = [{"name": name, **written_options(name, own)} for name, own in targets]
         tracker = self.tracker
         if not isinstance(tracker, str):
             options["tracker"] = getattr(tracker, "name", repr(tracker))

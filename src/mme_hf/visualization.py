@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .video_processing_mme import MMEVideoProcessor
 
 # Tubelets shown, evenly spaced over the clip: more make the tracks too small to read.
+# Of the sizes of a clip's labels: high, as most of a clip may stand still.
+LIVELY_QUANTILE = 0.95
 MAX_COLUMNS = 4
 MAX_ROWS = 8
 # Pictures in a sheet are about so wide, whatever the frames are.
@@ -49,8 +51,10 @@ def liveliest_clip(
             zip(names, inputs["labels"].split([motion_targets[name]["size"] for name in names], -1), strict=True)
         )
         counts = inputs["target_mask"][..., names.index("position")]
-        motion = (labels["position"].abs().mean(-1) * counts).sum(1) / counts.sum(1).clamp(min=1)
-        for index, liveliness in enumerate(motion.tolist()):
+        for index, counted in enumerate(counts):
+            motion = labels["position"][index][counted].abs().flatten()
+            # A quantile is of the same clip whatever a normalisation does to fast motion.
+            liveliness = float(motion.quantile(LIVELY_QUANTILE)) if len(motion) else 0.0
             if best is None or liveliness > best[0]:
                 clip = {name: tensor[index : index + 1] for name, tensor in inputs.items()}
                 best = (liveliness, clip, batch["sources"][index])

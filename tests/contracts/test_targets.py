@@ -10,13 +10,14 @@ import torch
 from teachers import save_teacher
 
 from mme_hf.motion_targets_mme import MOTION_TARGETS, MotionClip, build_targets
+from mme_hf.position_target_mme import NORMALIZATIONS
 from mme_hf.trajectories_mme import Trajectories, grid_points
 
 CONFIG = SimpleNamespace(num_channels=3, patch_size=16, tubelet_size=2, trajectory_num_steps=3)
 NUM_TOKENS = 2 * 2 * 3
 VARIANTS = [
     *((name, {}) for name in sorted(MOTION_TARGETS)),
-    *(("position", {"normalization": name}) for name in ("arcsinh", "patch_std", "trajectory_length", "robust_clip")),
+    *(("position", {"normalization": name}) for name in NORMALIZATIONS[1:]),  # the first is the default
     ("pixels", {"normalization": "none"}),
 ]
 SCALES = (0.02, 0.01, 0.03)

@@ -28,7 +28,12 @@ def sources(video_folder, tmp_path_factory):
     return {
         "rows": {"train_dir": video_folder},
         "stream": {"dataset_name": shards, "streaming": "true", "shuffle_buffer_size": 3},
-        "device": {"train_dir": video_folder, "targets_on": "device", "mask_type": "motion"},
+        "device": {
+            "train_dir": video_folder,
+            "targets_on": "device",
+            "mask_type": "motion",
+            "optimizer": "muon" if hasattr(torch.optim, "Muon") else "adamw",
+        },
     }
 
 

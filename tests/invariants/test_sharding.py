@@ -171,8 +171,9 @@ def test_a_model_that_is_not_sharded_is_whole():
         (DistributedType.FSDP, False, {}, "FSDP version 1.*Set fsdp_version to 2"),
         (DistributedType.FSDP, True, {"ema_decay": 0.9}, r"ema_decay \(0.9\) needs whole parameters"),
         (DistributedType.FSDP, True, {"ema_decay": None, "lora_rank": 4}, r"lora_rank \(4\) needs whole parameters"),
+        (DistributedType.FSDP, True, {"optimizer": "muon"}, r"optimizer \(muon\) needs whole parameters"),
         (DistributedType.FSDP, True, {"offload": True}, "fsdp_offload_params.*Set it to false"),
-        (DistributedType.FSDP, True, {"ema_decay": None, "lora_rank": None}, None),
+        (DistributedType.FSDP, True, {"ema_decay": None, "lora_rank": None, "optimizer": "adamw"}, None),
         (DistributedType.MULTI_GPU, False, {"ema_decay": 0.9}, None),
     ],
 )

@@ -1,5 +1,7 @@
 """Parameter groups and schedule."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -59,27 +61,26 @@ def test_muon_moves_the_matrices_of_blocks_alike_in_all_directions_and_adamw_the
     model = MMEForPreTraining(preset_config("tiny", **SMALL))
     optimizer = build_optimizer(model, name="muon", learning_rate=0.01, weight_decay=0.5, betas=(0.9, 0.95))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    blocks = [*model.mme.layers, *model.decoder.layers]
+    matrices = {parameter for block in blocks for parameter in block.parameters() if parameter.ndim == 2}
+    assert len(matrices) == 3 * 6  # q, k, v, o, fc1, fc2, in two blocks and the decoder's
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter).sign()
-        if parameter.ndim == 2:  # a tenth as large in its last direction as in its first
+        if parameter in matrices:  # a tenth as large in its last direction as in its first
             left, sizes, right = torch.linalg.svd(torch.randn_like(parameter), full_matrices=False)
             parameter.grad = left * torch.logspace(0, -1, len(sizes)) @ right
     optimizer.step()
-    num_matrices = 0
     for name, parameter in model.named_parameters():
         is_vector = parameter.squeeze().ndim <= 1
-        is_matrix_of_a_block = "layers." in name and parameter.ndim == 2
-        rate = 0.1 if is_matrix_of_a_block else 0.01
+        rate = 0.1 if parameter in matrices else 0.01
         step = (parameter.detach() - before[name] * (1.0 if is_vector else 1 - rate * 0.5)) / rate
-        if is_matrix_of_a_block:
-            num_matrices += 1
+        if parameter in matrices:
             # Its iteration brings singular values near 1, more where a matrix makes more values than it takes.
             rows, columns = parameter.shape
             sizes = torch.linalg.svdvals(step) / max(1, rows / columns) ** 0.5
             assert sizes.min() > 0.6 and sizes.max() < 1.3, name
-        elif parameter.ndim != 2:  # the first step of Adam is the sign of the gradient
+        else:  # the first step of Adam is the sign of the gradient
             torch.testing.assert_close(step, -parameter.grad, msg=name, rtol=0, atol=1e-4)
-    assert num_matrices == 3 * 6  # q, k, v, o, fc1, fc2, in two blocks and the decoder's
 
 
 @needs_muon
@@ -110,9 +111,34 @@ def test_muon_goes_on_from_a_saved_state_and_follows_the_schedule(tmp_path):
     assert all(map(torch.equal, updated(other, model), whole))
 
 
+@needs_muon
+def test_muon_can_be_copied_and_given_more_to_train():
+    model = nn.Module()
+    model.layers = nn.ModuleList([nn.Linear(4, 4, bias=False)])
+    optimizer = build_optimizer(model, name="muon", learning_rate=0.1, weight_decay=0.0, betas=(0.9, 0.95))
+    weight, more = model.layers[0].weight, nn.Parameter(torch.zeros(3))
+    optimizer.add_param_group({"params": [more]})
+    weight.grad, more.grad = torch.eye(4), torch.ones(3)
+    copied, before = copy.deepcopy(optimizer), weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(weight, before)
+    assert more.tolist() == pytest.approx([-0.1] * 3)
+    (of_copy,) = (one for group in copied.param_groups for one in group["params"] if one.ndim == 2)
+    assert torch.equal(of_copy, before)
+    of_copy.grad = torch.eye(4)
+    copied.step()
+    assert torch.equal(of_copy, weight)
+
+
 def test_optimizers_that_there_are_not_are_refused(monkeypatch):
+    model, options = nn.Linear(1, 1), {"learning_rate": 0.1, "weight_decay": 0.0, "betas": (0.9, 0.95)}
+    with pytest.raises(ValueError, match="'moun'.*adamw, muon"):
+        build_optimizer(model, name="moun", **options)
     with pytest.raises(ValueError, match="'sgd'.*adamw, muon"):
         check_optimizer("sgd")
+    if hasattr(torch.optim, "Muon"):
+        with pytest.raises(ValueError, match=r"layer_decay \(0.5\) needs optimizer 'adamw'"):
+            build_optimizer(model, name="muon", layer_decay=0.5, **options)
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
     with pytest.raises(ValueError, match="needs torch 2.9 or newer.*Use 'adamw'"):
         check_optimizer("muon")

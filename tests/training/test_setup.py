@@ -156,6 +156,8 @@ def test_the_order_of_the_targets_goes_with_the_weights(tmp_path):
 def test_a_resumed_run_insists_on_the_model_and_on_what_the_optimizers_state_would_overrule(name):
     _, processor = build_model_and_processor(arguments())
     records = load_records(arguments())[0]
+    if name == "optimizer" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("Muon came with torch 2.9")
     value = {"optimizer": "muon", "preset": "small", "model_options": {"drop_path_rate": 0.1}}.get(name, 0.5)
     settings = settings_of_the_batches(arguments(**{name: value}), processor, records, 0.0, 1)
     assert settings[name] == value

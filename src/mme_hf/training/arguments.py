@@ -137,7 +137,7 @@ class LoopArguments(PushArguments):
     gradient_accumulation_steps: int = flag(1, "Batches to add up for one update.")
     learning_rate: float = flag(1.5e-4, "Peak learning rate for 256 clips an update; scaled to the global batch.")
     min_learning_rate: float = flag(1e-5, "Floor of the cosine, scaled like the peak.")
-    weight_decay: float = flag(0.05, "AdamW weight decay; none on biases and normalisation.")
+    weight_decay: float = flag(0.05, "Weight decay, times the rate; none on biases and normalisation.")
     adam_beta1: float = flag(0.9, "AdamW beta 1.")
     adam_beta2: float = flag(0.95, "AdamW beta 2.")
     max_grad_norm: float | None = flag(None, "Clip the gradient's norm to this.")

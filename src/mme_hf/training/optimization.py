@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 REFERENCE_BATCH_SIZE = 256
 
 OPTIMIZERS = ("adamw", "muon")
-# Muon's learning rate over AdamW's: the first is the spectral norm of an update, the second how far each weight moves.
+# Muon's learning rate over AdamW's: the first is about the spectral norm of an update, the second how far a weight moves.
 MUON_RATE = 10.0
 
 
@@ -69,59 +70,42 @@ class MuonWithAdamW(torch.optim.Optimizer):
     hardly has.
 
     Args:
-        model: With the blocks of an MME model, whole on every process.
-        learning_rate: Of AdamW; Muon's is `MUON_RATE` times that.
-        weight_decay: Of the parameters that take any, by `parameter_groups`.
+        groups: As `parameter_groups` makes them; those with `"optimizer": "muon"` hold matrices.
+        learning_rate: Of groups without a rate of their own.
         betas: Of AdamW.
 
     Source: K. Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024; `torch.optim.Muon`.
     """
 
-    def __init__(self, model: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float]):
-        names = {parameter: name for name, parameter in model.named_parameters()}
-        matrices, groups = [], []
-        for group in parameter_groups(model, weight_decay):
-            is_matrix = [_is_matrix_of_a_block(names[parameter], parameter) for parameter in group["params"]]
-            pairs = list(zip(group["params"], is_matrix, strict=True))
-            matrices += [parameter for parameter, is_one in pairs if is_one]
-            groups.append({**group, "params": [parameter for parameter, is_one in pairs if not is_one]})
-        self._parts = {
-            # The first: its rate is the one that a run reports.
-            "adamw": torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True),
-            "muon": torch.optim.Muon(matrices, lr=MUON_RATE * learning_rate, weight_decay=weight_decay),
-        }
-        self.defaults = {"lr": learning_rate}
+    def __init__(self, groups: list[dict[str, Any]], *, learning_rate: float, betas: tuple[float, float]):
+        super().__init__(groups, {"lr": learning_rate, "betas": betas, "optimizer": "adamw"})
+        self._share()
 
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of both, which schedules set the learning rate of."""
-        return [group for part in self._parts.values() for group in part.param_groups]
+    def _share(self) -> None:
+        """Have two optimizers of torch work on the groups and the state that this one shows."""
+        self._parts = []
+        for name, build in (("adamw", partial(torch.optim.AdamW, fused=True)), ("muon", torch.optim.Muon)):
+            part = build([group for group in self.param_groups if group["optimizer"] == name])
+            part.state = self.state
+            self._parts.append(part)
 
-    @property
-    def state(self) -> dict[nn.Parameter, Any]:
-        """What both keep of each parameter."""
-        return {parameter: kept for part in self._parts.values() for parameter, kept in part.state.items()}
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up groups and state of a file or of a copy."""
+        super().__setstate__(state)
+        self._share()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Train more parameters."""
+        super().add_param_group(param_group)
+        if hasattr(self, "_parts"):
+            self._share()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every parameter that has a gradient."""
         loss = None if closure is None else torch.enable_grad()(closure)()
-        for part in self._parts.values():
+        for part in self._parts:
             part.step()
         return loss
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients."""
-        for part in self._parts.values():
-            part.zero_grad(set_to_none)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states of both, by their names."""
-        return {name: part.state_dict() for name, part in self._parts.items()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
-        for name, part in self._parts.items():
-            part.load_state_dict(state_dict[name])
 
 
 def _is_matrix_of_a_block(name: str, parameter: nn.Parameter) -> bool:
@@ -143,21 +127,33 @@ def build_optimizer(
     weight_decay: float,
     betas: tuple[float, float],
     layer_decay: float = 1.0,
-    name: str = "adamw",
+    name: Literal["adamw", "muon"] = "adamw",
 ) -> torch.optim.Optimizer:
     """Return an optimizer over `parameter_groups`.
 
     Args:
         model: To train.
         learning_rate: Peak, of the last layers.
-        weight_decay: Of the parameters that take any.
+        weight_decay: Of the parameters that take any, a share of the rate.
         betas: Of AdamW.
         layer_decay: Learning rate of a layer over that of the next; with "adamw" alone.
-        name: "adamw", with the fused kernel: one pass over the weights on any device; or "muon", `MuonWithAdamW`.
+        name: "adamw", with the fused kernel: one pass over the weights on any device; or "muon", `MuonWithAdamW`, whose
+            matrices have `MUON_RATE` times the rate, and so the decay.
+
+    Raises:
+        ValueError: If there is no such optimizer, or it has no `layer_decay`.
     """
-    if name == "muon":
-        return MuonWithAdamW(model, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas)
+    check_optimizer(name)
+    if name == "muon" and layer_decay != 1:
+        raise ValueError(f"layer_decay ({layer_decay}) needs optimizer 'adamw': Muon has one rate for all blocks.")
     groups = parameter_groups(model, weight_decay, learning_rate=learning_rate, layer_decay=layer_decay)
+    if name == "muon":
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        is_matrix = {parameter: _is_matrix_of_a_block(name, parameter) for parameter, name in names.items()}
+        rest = [{**group, "params": [one for one in group["params"] if not is_matrix[one]]} for group in groups]
+        matrices = [one for group in groups for one in group["params"] if is_matrix[one]]
+        of_muon = {"optimizer": "muon", "lr": MUON_RATE * learning_rate, "weight_decay": weight_decay}
+        return MuonWithAdamW([*rest, {"params": matrices, **of_muon}], learning_rate=learning_rate, betas=betas)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 

@@ -13,8 +13,6 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor
 
-from .optimization import MuonWithAdamW
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -60,7 +58,7 @@ def prepare_to_train(
             "together again to be judged could not be run. Set it to false."
         )
     wanted = [name for name in _NEEDS_WHOLE_PARAMETERS if getattr(args, name, None)]
-    if isinstance(optimizer, MuonWithAdamW):
+    if getattr(args, "optimizer", None) == "muon":
         wanted = ["optimizer", *wanted]
     if kind == DistributedType.FSDP and wanted:
         raise ValueError(
