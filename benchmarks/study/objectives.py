@@ -99,7 +99,7 @@ class Size:
 
     Attributes:
         pretraining: Flags that all rows share.
-        learning_rates: To choose from, for each row that has its own.
+        learning_rates: To choose from, for each row that has its own; more where there are results of more.
         rate_steps: Updates of a pre-training that a rate is chosen by.
         num_views: Clips of a video, evenly spaced in time, that probes are fitted to and judge by.
         finetuning: Flags that all fine-tunings share.
@@ -155,7 +155,7 @@ SIZES = {
             "checkpoints_total_limit": 5,
             "mixed_precision": "bf16",
         },
-        learning_rates=(4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2),
+        learning_rates=(8e-3, 1.6e-2, 3.2e-2),
         rate_steps=300,
         num_views=6,
         finetuning={

@@ -144,8 +144,8 @@ class Study:
     def learning_rate(self, row: Row) -> float:
         """Return the rate that left most of a row's targets explained, the mean over targets."""
         name = row.rate_of or row.name
-        paths = [self.results_dir / "rates" / f"{name}-{rate:g}.json" for rate in self.size.learning_rates]
-        return max((json.loads(path.read_text()) for path in paths), key=lambda found: found["score"])["learning_rate"]
+        found = [json.loads(path.read_text()) for path in sorted((self.results_dir / "rates").glob("*.json"))]
+        return max((one for one in found if one["row"] == name), key=lambda one: one["score"])["learning_rate"]
 
     def pretrain_and_probe(self, row: Row, seed: int) -> dict[str, Any]:
         """Return what all probes make of a row's features on every set, and what the pre-training itself told."""
@@ -163,7 +163,7 @@ class Study:
         probes = self.probe(["--model_name_or_path", str(folder)], folder, seed, ["linear", "attentive", "knn"])
         return {
             **common,
-            "learning_rate": rate,
+            "configuration": self.configuration(row, seed, rate),
             "explained_shares": results["explained_share"],
             "pretraining_seconds": facts["seconds"],
             "clips_per_second": facts["num_steps"] * facts["global_batch_size"] / facts["seconds"],
@@ -206,17 +206,14 @@ class Study:
         train, held_out = (self.all[part] for part in parts)
         if row.frame_step > 1:
             train, held_out = (thinned(manifest, row.frame_step) for manifest in (train, held_out))
-        flags = {
-            **self.size.pretraining,
-            "frame_stride": FRAME_STRIDE,
-            **row.flags,
-            **(changes or {}),
-            "seed": seed,
-            "learning_rate": rate,
-        }
-        flags |= {"min_learning_rate": rate / 100, "train_manifest": train}
+        flags = {**self.configuration(row, seed, rate), **(changes or {}), "train_manifest": train}
         flags |= {"validation_manifest": held_out, "output_dir": folder, "resume_from_checkpoint": "latest"}
         call("examples/pretrain.py", flags, folder / "pretrain.log")
+
+    def configuration(self, row: Row, seed: int, rate: float) -> dict[str, Any]:
+        """Return all flags of a pre-training but those that name files."""
+        flags = {**self.size.pretraining, "frame_stride": FRAME_STRIDE, **row.flags, "seed": seed}
+        return {**flags, "learning_rate": rate, "min_learning_rate": rate / 100}
 
     def probe(self, model: list[str], folder: Path, seed: int, probes: list[str]) -> dict[str, Any]:
         """Return, by set, what the probes of an encoder came to."""
@@ -250,6 +247,7 @@ class Study:
             "row": row.name,
             "seed": seed,
             "set": actions.name,
+            "configuration": self.size.finetuning,
             **{name: report[name] for name in kept},
             "test_is_right": correct,
         }
