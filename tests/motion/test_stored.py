@@ -21,6 +21,7 @@ from mme_hf.motion import (
 )
 from mme_hf.motion.grid_codec import decode_chunk, encode_chunk
 from mme_hf.motion.stored import PAIRS_PER_CHUNK
+from mme_hf.position_target_mme import PositionTarget
 from mme_hf.trajectories_mme import ClipGeometry, Trajectories, grid_points, is_inside
 
 # Rounding to 1/64 px.
@@ -310,13 +311,13 @@ def test_the_processor_tells_the_tracker_which_frames_it_sees_and_how_they_are_c
     from_frames = processor(frames[19:30], tracker=Spy(motion, first_frame=19), **options)
     assert seen[1] == seen[0]
     assert torch.equal(from_path["labels"], from_frames["labels"])
-    # 1.5 px of 96 are 1 px of 64, and labels are in 112ths of the side: 1.75; mirrored, to the left.
-    for flip, expected in ((False, 1.75), (True, -1.75)):
+    # 1.5 px of 96 are 1 px of 64; mirrored, to the left.
+    for flip, expected in ((False, 1.0), (True, -1.0)):
         tracker = StoredTracker(motion, first_frame=19)
         batch = processor(frames[19:30], crop_box=(16, 0, 96, 96), flip=flip, tracker=tracker, **options)
-        x_labels, y_labels = batch["labels"][..., 108:].chunk(2, dim=-1)
-        assert x_labels.median() == pytest.approx(expected, abs=0.1)
-        assert y_labels.median() == pytest.approx(-1.75 / 3, abs=0.1)
+        motion_px = PositionTarget().displacements(batch["labels"][..., 108:], processor.trajectory_num_steps, (64, 64))
+        assert motion_px[..., 0].median() == pytest.approx(expected, abs=0.06)
+        assert motion_px[..., 1].median() == pytest.approx(-1 / 3, abs=0.06)
 
 
 def pixels_apart(first, second):
