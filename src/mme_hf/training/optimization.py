@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 REFERENCE_BATCH_SIZE = 256
 
 OPTIMIZERS = ("adamw", "muon")
-# Muon's learning rate over AdamW's: the first is about the spectral norm of an update, the second how far a weight moves.
+# Muon's learning rate over AdamW's: one is about the spectral norm of an update, the other how far a weight moves.
 MUON_RATE = 10.0
 
 
