@@ -156,6 +156,7 @@ def test_the_published_recipe_is_met():
         (["--report_to", "tensorbord"], r"report_to \('tensorbord'\) is no tracker of accelerate.*tensorboard"),
         (["--report_to", "clearml"], r"report_to \('clearml'\) is not installed.*tensorboard.*--no_with_tracking"),
         (["--min_learning_rate", "1"], r"min_learning_rate \(1.0\) is above learning_rate"),
+        (["--optimizer", "sgd"], r"optimizer \('sgd'\) must be one of adamw, muon"),
         (["--adam_beta1", "1"], r"adam_beta1 \(1.0\) must lie in \[0, 1\)"),
         (["--adam_beta2", "-0.1"], r"adam_beta2 \(-0.1\) must lie in \[0, 1\)"),
         (["--image_size", "0"], r"image_size \(0\) must be at least 1"),
