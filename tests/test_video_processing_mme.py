@@ -396,6 +396,7 @@ def test_saved_and_reloaded_exactly(tmp_path):
         processor.save_pretrained(tmp_path)
         for again in (MMEVideoProcessor.from_pretrained(tmp_path), AutoVideoProcessor.from_pretrained(tmp_path)):
             assert type(again) is MMEVideoProcessor and again.to_dict() == processor.to_dict()
+            assert list(again.motion_targets) == list(processor.motion_targets)
             assert list(again.motion_target_config().items()) == list(processor.motion_target_config().items())
             assert again.motion_target_config() == processor.motion_target_config()
     names = set(json.loads((tmp_path / "video_preprocessor_config.json").read_text()))
@@ -585,13 +586,13 @@ def test_the_keys_of_other_versions_and_trackers_do_not_keep_a_file_from_being_r
 
 
 def test_a_target_that_only_its_author_has_keeps_nobody_from_making_pixels(processor, tmp_path):
-    for targets in ([{"name": "theirs", "strength": 2}], [{"name": "position", "option_of_tomorrow": 1}]):
+    (position,) = MMEVideoProcessor(motion_targets=["position"]).to_dict()["motion_targets"]
+    for targets in ([{"name": "theirs", "strength": 2}], [{**position, "option_of_tomorrow": 1}]):
         options = {**processor.to_dict(), "motion_targets": targets}
         (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(options))
         again = MMEVideoProcessor.from_pretrained(tmp_path)
         assert again(noise(4), return_tensors="pt")["pixel_values"].shape == (1, 4, 3, 32, 32)
-        (kept,) = again.to_dict()["motion_targets"]
-        assert kept == {**kept, **targets[0]}
+        assert again.to_dict()["motion_targets"] == targets
         for ask in (lambda made=again: made(noise(9), return_targets=True), again.motion_target_config):
             with pytest.raises(
                 ValueError, match=r"'theirs'\) is unknown. Choose among|has no option option_of_tomorrow"
@@ -657,14 +658,9 @@ def test_frames_of_all_of_a_video_where_the_processor_says_segments(tmp_path):
 def test_a_saved_processor_says_all_of_its_targets_options_so_that_a_default_may_change(tmp_path):
     MMEVideoProcessor(motion_targets={"position": {"weight": 2.0}}, cell_size_px=4).save_pretrained(tmp_path)
     (saved,) = json.loads((tmp_path / "video_preprocessor_config.json").read_text())["motion_targets"]
-    assert (saved["name"], saved["weight"], saved["normalization"], saved["scale_px"]) == (
-        "position",
-        2.0,
-        "arcsinh",
-        None,
-    )
+    given = {"name": "position", "weight": 2.0}
+    assert saved == {**saved, **given, "normalization": "arcsinh", "scale_px": None, "token_rule": "all"}
     loaded = MMEVideoProcessor.from_pretrained(tmp_path)
-    assert (
-        loaded.motion_target_config()["position"]["size"] == 2 * 4 * 16
-    )  # of the processor's cells, not the target's 4
+    # 16 cells of the processor's 4 px in a token, not 4 of the target's 8 px.
+    assert loaded.motion_target_config()["position"]["size"] == 2 * 4 * 16
     assert loaded.to_dict() == MMEVideoProcessor(motion_targets={"position": {"weight": 2.0}}, cell_size_px=4).to_dict()

@@ -114,89 +114,87 @@ class Size:
     num_finetuning_seeds: int
 
 
+# Flags that pre-trainings, and fine-tunings, of all sizes share.
+_PRETRAINING = {
+    "samples_per_video": 4,
+    "moving_crop_speed": MOVING_CROP_SPEED,
+    "optimizer": "muon",
+    "max_grad_norm": 1.0,
+    "mixed_precision": "bf16",
+}
+_FINETUNING = {
+    "config": "examples/configs/finetune-tiny.yaml",
+    "frame_sampling": "dense",
+    "frame_stride": FRAME_STRIDE,
+    "mixed_precision": "bf16",
+}
 SIZES = {
     # Seconds, to see that all of it works.
     "smoke": Size(
         pretraining={
+            **_PRETRAINING,
             "preset": "tiny",
-            "moving_crop_speed": MOVING_CROP_SPEED,
             "image_size": 32,
             "per_device_train_batch_size": 4,
             "max_train_steps": 2,
             "warmup_steps": 0,
             "checkpointing_steps": 1,
             "motion_health": "false",
-            "optimizer": "muon",
-            "mixed_precision": "bf16",
         },
         learning_rates=(1e-3,),
         rate_steps=1,
         num_views=1,
         finetuning={
-            "config": "examples/configs/finetune-tiny.yaml",
+            **_FINETUNING,
             "image_size": 32,
             "max_train_steps": 2,
             "warmup_epochs": 0,
         },
         num_finetuning_seeds=1,
     ),
-    # Two cores: ten minutes of pre-training, four of each fine-tuning.
+    # Two cores: seven minutes of pre-training, five of its probes.
     "cpu": Size(
         pretraining={
+            **_PRETRAINING,
             "preset": "tiny",
             "per_device_train_batch_size": 16,
-            "samples_per_video": 4,
-            "moving_crop_speed": MOVING_CROP_SPEED,
-            "optimizer": "muon",
             "max_train_steps": 1000,
             "warmup_steps": 50,
-            "max_grad_norm": 1.0,
             "checkpointing_steps": 200,
             "checkpoints_total_limit": 5,
-            "mixed_precision": "bf16",
         },
         learning_rates=(8e-3, 1.6e-2, 3.2e-2),
         rate_steps=300,
         num_views=6,
         finetuning={
-            "config": "examples/configs/finetune-tiny.yaml",
-            "frame_sampling": "dense",
-            "frame_stride": FRAME_STRIDE,
+            **_FINETUNING,
             "max_train_steps": 300,
             "warmup_epochs": 1,
-            "mixed_precision": "bf16",
         },
         num_finetuning_seeds=1,
     ),
     # One GPU: minutes a run.
     "gpu": Size(
         pretraining={
+            **_PRETRAINING,
             "preset": "small",
             "image_size": 112,
             "per_device_train_batch_size": 128,
-            "samples_per_video": 4,
-            "moving_crop_speed": MOVING_CROP_SPEED,
-            "optimizer": "muon",
             "max_train_steps": 8000,
             "warmup_steps": 400,
-            "max_grad_norm": 1.0,
             "checkpointing_steps": 1000,
             "checkpoints_total_limit": 8,
-            "mixed_precision": "bf16",
             "targets_on": "device",
         },
         learning_rates=(3e-4, 1e-3, 3e-3),
         rate_steps=2000,
         num_views=6,
         finetuning={
-            "config": "examples/configs/finetune-tiny.yaml",
+            **_FINETUNING,
             "preset": "small",
-            "frame_sampling": "dense",
-            "frame_stride": FRAME_STRIDE,
             "per_device_train_batch_size": 64,
             "max_train_steps": 2000,
             "warmup_epochs": 5,
-            "mixed_precision": "bf16",
         },
         num_finetuning_seeds=3,
     ),

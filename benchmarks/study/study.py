@@ -122,9 +122,13 @@ class Study:
 
     def judge_tracks(self, actions: ActionSet) -> dict[str, Any]:
         """Return what probes of the measured motion are right about, in clips like those of the models."""
+        sizes = self.encoder_flags()
+        return judge_tracks(actions, self.size.num_views, preset_config(sizes.pop("preset"), **sizes))
+
+    def encoder_flags(self) -> dict[str, Any]:
+        """Return the flags of all pre-trainings that say how large encoder and clips are."""
         names = ("preset", "image_size", "num_frames")
-        clips = {name: self.size.pretraining[name] for name in names if name in self.size.pretraining}
-        return judge_tracks(actions, self.size.num_views, preset_config(clips.pop("preset"), **clips))
+        return {name: self.size.pretraining[name] for name in names if name in self.size.pretraining}
 
     def judge_rate(self, row: Row, rate: float) -> dict[str, Any]:
         """Return how much of its targets a short pre-training explains, on training videos that it is kept from."""
@@ -152,11 +156,8 @@ class Study:
         folder = self.work_dir / "pretraining" / f"{row.name}-{seed}"
         common = {"row": row.name, "seed": seed}
         if row.flags is None:
-            preset = ["--preset", self.size.pretraining["preset"]]
-            for name in ("image_size", "num_frames"):
-                if name in self.size.pretraining:
-                    preset += [f"--{name}", str(self.size.pretraining[name])]
-            return {**common, "probes": self.probe(preset, folder, seed, ["linear", "attentive", "knn"])}
+            words = [word for name, value in self.encoder_flags().items() for word in (f"--{name}", str(value))]
+            return {**common, "probes": self.probe(words, folder, seed, ["linear", "attentive", "knn"])}
         rate = self.learning_rate(row)
         self.pretrain(row, seed, rate, folder)
         facts, results = (json.loads((folder / name).read_text()) for name in ("model_card.json", "eval_results.json"))

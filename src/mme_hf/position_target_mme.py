@@ -137,7 +137,7 @@ class PositionTarget:
         Raises:
             ValueError: With another normalisation than "fixed" and "arcsinh", which keep no pixels.
         """
-        if self.normalization not in _KEEP_PIXELS:
+        if not self.keeps_pixels:
             raise ValueError(f"position: normalization {self.normalization!r} cannot be turned back into pixels.")
         if self.normalization == "arcsinh":
             values = values.sinh()
@@ -145,6 +145,11 @@ class PositionTarget:
         limit = self.max_displacement_px
         motion = (values * self.scale_in(frame_size)).clamp(-limit, limit)
         return motion.unflatten(-1, (2, num_steps, -1)).movedim(-3, -1)
+
+    @property
+    def keeps_pixels(self) -> bool:
+        """Whether `displacements` can turn values back into pixels."""
+        return self.normalization in _KEEP_PIXELS
 
     def scale_in(self, frame_size: tuple[int, int]) -> float:
         """Return what displacements are divided by, in pixels, in frames of (height, width)."""

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from .motion.measures import ObservedClip
     from .video_processing_mme import MMEVideoProcessor
 
-# Tubelets shown, evenly spaced over the clip: more make the tracks too small to read.
 # Of the sizes of a clip's labels: high, as most of a clip may stand still.
 LIVELY_QUANTILE = 0.95
+# Tubelets shown, evenly spaced over the clip: more make the tracks too small to read.
 MAX_COLUMNS = 4
 MAX_ROWS = 8
 # Pictures in a sheet are about so wide, whatever the frames are.
@@ -53,7 +53,7 @@ def liveliest_clip(
         counts = inputs["target_mask"][..., names.index("position")]
         for index, counted in enumerate(counts):
             motion = labels["position"][index][counted].abs().flatten()
-            # A quantile is of the same clip whatever a normalisation does to fast motion.
+            # Of the same clip whether labels are compressed (arcsinh) or not: a mean would not be.
             liveliness = float(motion.quantile(LIVELY_QUANTILE)) if len(motion) else 0.0
             if best is None or liveliness > best[0]:
                 clip = {name: tensor[index : index + 1] for name, tensor in inputs.items()}

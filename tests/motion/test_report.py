@@ -14,7 +14,7 @@ from conftest import moving_texture, write_video
 from mme_hf import MOTION_TARGETS, MMEVideoProcessor
 from mme_hf.data import ClipSampling, build_clip_loader, load_folder_records, load_sample_records
 from mme_hf.motion import DISFlow, FlowTracker, build_tracker
-from mme_hf.motion.health import MIN_AGREEMENT, MotionHealth
+from mme_hf.motion.health import MotionHealth
 from mme_hf.motion.report import health_of, main, observe_clips, report_motion
 from mme_hf.shape_targets_mme import ShapeTarget
 from mme_hf.trajectories_mme import Trajectories
@@ -90,7 +90,7 @@ def test_real_clips_with_default_options_give_no_warning(healthy):
     # The limits leave room on either side of these.
     assert healthy.best_alteration == "as they are" and healthy.missed_share < 0.2 and healthy.subpixel_share > 0.9
     assert healthy.misfit_share == 0.0
-    assert healthy.targets["position"].agreement > 2 * MIN_AGREEMENT
+    assert healthy.targets["position"].agreement == pytest.approx(1.0)
     assert healthy.targets["shape"].repeat_difference == 0.0
 
 

@@ -69,6 +69,7 @@ class ObservedClip:
         counts: Of each target, which tokens count, bool (N,).
         is_masked: Which tokens are hidden, bool (N,).
         motion_px: Of targets whose labels stand for displacements, these in pixels, laid out as the labels.
+        labels_px: Of those among them whose labels keep pixels, the displacements that the labels say, laid out alike.
         repeat_differences: Of each target, norm of the difference to labels made a second time over the labels' norm.
     """
 
@@ -81,6 +82,7 @@ class ObservedClip:
     counts: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
     is_masked: torch.Tensor | None = field(default=None, repr=False)
     motion_px: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    labels_px: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
     repeat_differences: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -96,7 +98,7 @@ class TargetHealth:
         loss_share: Share of the weighted total loss that this is.
         unreachable_share: Labels beyond what the activation can give.
         largest: Largest absolute label.
-        agreement: Cosine between labels and the displacements they stand for.
+        agreement: Cosine between labels, in pixels if they keep these, and the displacements they stand for.
         rest_ratio: Root mean square label of tokens at rest over that of moving tokens.
         repeat_difference: Largest relative difference between labels made twice of the same clip.
     """
@@ -279,7 +281,10 @@ def _best_alteration(residuals: Mapping[str, float]) -> tuple[str, float]:
 def _agreement(clips: Sequence[ObservedClip], name: str) -> tuple[float, float]:
     """Return the cosine between labels and displacements, and root mean square labels at rest over those that move."""
     pairs = [
-        (clip.labels[name][clip.counts[name]].double(), clip.motion_px[name][clip.counts[name]].double())
+        (
+            clip.labels_px.get(name, clip.labels[name])[clip.counts[name]].double(),
+            clip.motion_px[name][clip.counts[name]].double(),
+        )
         for clip in clips
         if name in clip.motion_px
     ]

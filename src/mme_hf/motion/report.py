@@ -132,6 +132,7 @@ class ClipObserver:
                 counts=dict(zip(labels, sample["target_mask"][0].unbind(-1), strict=True)),
                 is_masked=sample["bool_masked_pos"][0],
                 motion_px=_motion_in_px(self.processor, sample["pixel_values"][0], observed),
+                labels_px=_labels_in_px(self.processor, labels, sample["pixel_values"].shape[-2:]),
                 repeat_differences=repeats,
             )
         )
@@ -271,6 +272,19 @@ def _motion_in_px(
         name: replace(target, normalization="fixed", scale_px=1.0)(clip, tracks)[0]
         for name, target in targets.items()
         if isinstance(target, PositionTarget)
+    }
+
+
+def _labels_in_px(
+    processor: MMEVideoProcessor, labels: Mapping[str, torch.Tensor], frame_size: tuple[int, int]
+) -> dict[str, torch.Tensor]:
+    """Return the displacements that labels say, in pixels, of targets that keep these."""
+    targets = build_targets(processor.motion_targets, cell_size_px=processor.cell_size_px)
+    return {
+        # From (tokens, steps, points, 2) to the layout of the labels: component, step, point.
+        name: target.displacements(labels[name], processor.trajectory_num_steps, frame_size).movedim(-1, 1).flatten(1)
+        for name, target in targets.items()
+        if isinstance(target, PositionTarget) and target.keeps_pixels
     }
 
 

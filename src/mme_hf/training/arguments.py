@@ -198,8 +198,8 @@ class TrainingArguments(LoopArguments):
 
     optimizer: str = flag(
         "adamw",
-        "adamw, or muon: Muon at 10 times the rate for the matrices of the blocks, AdamW for the rest. Fewer updates, "
-        "each a little dearer. Needs torch 2.9 and whole parameters on every process.",
+        "adamw, or muon: Muon at 10 times the rate for the matrices of the blocks, AdamW for the rest. Needs torch 2.9 "
+        "and whole parameters on every process.",
     )
     motion_health: bool = flag(True, "Look at tracks and labels of the first clips, and warn if something is off.")
     num_eval_clips: int = flag(4, "Held-out clips of each video.")
