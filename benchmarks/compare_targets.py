@@ -39,6 +39,7 @@ SETS = (
     "features",
     "shape position",
     "shape:15 position",
+    '{"shape": {"visible_weight": 0}, "position": {"visible_weight": 0}}',
     "pixels position",
     "shape position shape_along_track flow pixels features",
 )
@@ -110,8 +111,9 @@ def label_of(name: str, options: dict) -> str:
     words = [name]
     if "normalization" in options:
         words.append(options["normalization"])
-    if "weight" in options:
-        words.append(f"weight {options['weight']:g}")
+    for option in ("weight", "visible_weight"):
+        if option in options:
+            words.append(f"{option} {options[option]:g}")
     return ", ".join(words)
 
 

@@ -158,9 +158,12 @@ class Pretraining:
             report_motion(self.records, self.processor, self.output_dir, **options)
         self.started, batches = time.perf_counter(), iter(self.train_loader)
         self.prepared_model.train()
-        weights = {name: target["weight"] for name, target in self.model.config.motion_targets.items()}
         progress = ProgressReporter(
-            self.accelerator, weights, num_steps=self.num_steps, step=state.step, logging_steps=args.logging_steps
+            self.accelerator,
+            self.model.loss_weights,
+            num_steps=self.num_steps,
+            step=state.step,
+            logging_steps=args.logging_steps,
         )
         while state.step < self.num_steps:
             group = list(islice(batches, args.gradient_accumulation_steps))

@@ -94,11 +94,16 @@ def test_the_other_name_of_the_epsilon_is_the_same_field(tmp_path):
         ({"initializer_range": -1}, r"initializer_range \(-1\) must be a finite number above 0"),
         ({"motion_targets": {}}, r"motion_targets \(\{\}\) is empty. Name at least one target"),
         ({"motion_targets": {"a.b": TARGET}}, r"motion_targets\['a.b'\]: the name must be a Python identifier"),
-        ({"motion_targets": {"a": {"size": 4}}}, r"motion_targets\['a'\] has the keys \['size'\]; it needs exactly"),
+        (
+            {"motion_targets": {"a": {"size": 4}}},
+            r"motion_targets\['a'\] has the keys \['size'\]; it needs activation, size and weight",
+        ),
+        ({"motion_targets": {"a": {**TARGET, "waight": 1}}}, r"has the keys .*'waight'.*and may have visible_weight"),
         ({"motion_targets": {"a": {**TARGET, "size": 0}}}, r"motion_targets\['a'\]\['size'\] \(0\) must be"),
         ({"motion_targets": {"a": {**TARGET, "size": True}}}, r"motion_targets\['a'\]\['size'\] \(True\) must be"),
         ({"motion_targets": {"a": {**TARGET, "activation": "relu"}}}, r"\['activation'\] \('relu'\) must be one of"),
         ({"motion_targets": {"a": {**TARGET, "weight": -1}}}, r"\['weight'\] \(-1\) must be a finite number"),
+        ({"motion_targets": {"a": {**TARGET, "visible_weight": -1}}}, r"\['visible_weight'\] \(-1\) must be a finite"),
         ({"motion_targets": [TARGET]}, r"motion_targets entry .* needs a name of its own"),
     ],
 )

@@ -218,13 +218,13 @@ def test_loss_of_two_tokens_by_hand():
     # Token 1 and token 3 are masked; what stands at 0 and 2 must not count.
     logits = torch.tensor([[[1.0, 2.0, 3.0, 0.5, 0.5], [0.0, 0.0, 0.0, 1.0, -1.0]]])
     labels = torch.tensor([[[9.0] * 5, [1.0, 2.0, 0.0, 0.5, 2.5], [9.0] * 5, [3.0, 0.0, 0.0, 0.0, 0.0]]])
-    losses = model.target_losses(logits, labels, torch.tensor([[1, 3]]))
+    losses = model.target_losses(model.split_targets(logits), labels, torch.tensor([[1, 3]]))
     # shape: (0 + 0 + 9) / 3 = 3 and (9 + 0 + 0) / 3 = 3, over 2 tokens; position: (0 + 4) / 2 = 2 and (1 + 1) / 2 = 1.
     assert losses["shape"].item() == pytest.approx((3 + 3) / 2)
     assert losses["position"].item() == pytest.approx((2 + 1) / 2)
     # An invalid token adds nothing and still counts in the number.
     mask = torch.tensor([[[True, True], [True, False], [True, True], [True, True]]])
-    losses = model.target_losses(logits, labels, torch.tensor([[1, 3]]), mask)
+    losses = model.target_losses(model.split_targets(logits), labels, torch.tensor([[1, 3]]), mask)
     assert losses["shape"].item() == pytest.approx(3)
     assert losses["position"].item() == pytest.approx(1 / 2)
 
@@ -235,6 +235,39 @@ def test_loss_is_the_weighted_sum_of_target_losses():
     expected = loss_by_hand(outputs.logits.detach(), batch["labels"], batch["masked_indices"], batch["target_mask"])
     assert {name: value.item() for name, value in outputs.target_losses.items()} == pytest.approx(expected)
     assert outputs.loss.item() == pytest.approx(54 * expected["shape"] + 16 * expected["position"])
+
+
+def test_visible_tokens_are_predicted_from_the_encoder_alone():
+    weights = {"shape": 0.5, "position": 3}
+    targets = {name: {**target, "visible_weight": weights[name]} for name, target in TARGETS.items()}
+    model, batch = small_model(motion_targets=targets), small_batch()
+    outputs = model(**batch)
+    encoded = model.mme(batch["pixel_values"], masked_indices=batch["masked_indices"])
+    shape, position = (
+        encoded.last_hidden_state @ model.visible_heads[name].weight.T + model.visible_heads[name].bias
+        for name in ("shape", "position")
+    )
+    predicted = torch.cat([shape.sigmoid(), position], dim=-1).detach()
+    where = [batch[key] for key in ("labels", "masked_indices", "target_mask")]
+    masked = loss_by_hand(outputs.logits.detach(), *where)
+    where[1] = encoded.visible_indices
+    visible = loss_by_hand(predicted, *where)
+    expected = masked | {f"visible_{name}": value for name, value in visible.items()}
+    assert {name: value.item() for name, value in outputs.target_losses.items()} == pytest.approx(expected)
+    shares = (54 * masked["shape"], 16 * masked["position"], 27 * visible["shape"], 48 * visible["position"])
+    assert outputs.loss.item() == pytest.approx(sum(shares))
+    assert model.loss_weights == {"shape": 54, "position": 16, "visible_shape": 27, "visible_position": 48}
+
+
+def test_a_target_without_visible_weight_has_no_layer_for_visible_tokens():
+    targets = {"shape": TARGETS["shape"], "position": {**TARGETS["position"], "visible_weight": 1.0}}
+    assert list(small_model(motion_targets=targets).visible_heads) == ["position"]
+    targets = {"shape": {**TARGETS["shape"], "visible_weight": 0.0}, "position": TARGETS["position"]}
+    without = small_model(motion_targets=targets)
+    assert not without.visible_heads
+    # Files from before there was such a weight: they mean what they meant.
+    assert without.state_dict().keys() == small_model().state_dict().keys()
+    assert without(**small_batch()).loss == small_model()(**small_batch()).loss
 
 
 def test_mask_of_all_targets_equals_the_same_mask_for_each():

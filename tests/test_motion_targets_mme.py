@@ -54,6 +54,7 @@ def test_reference_options_build():
     targets = build_targets(REFERENCE_MOTION["motion_targets"])
     assert {name: target.activation for name, target in targets.items()} == {"shape": "sigmoid", "position": "tanh"}
     assert (targets["shape"].weight, targets["position"].weight) == (54.0, 16.0)
+    assert (targets["shape"].visible_weight, targets["position"].visible_weight) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,7 @@ def test_reference_options_build():
         (lambda: PositionTarget(normalization="std"), "normalization \\('std'\\) must be one of"),
         (lambda: PositionTarget(token_rule="most"), "token_rule \\('most'\\) must be one of"),
         (lambda: PositionTarget(weight=-1), "position: weight \\(-1\\) must be a finite number of at least 0"),
+        (lambda: PositionTarget(visible_weight=-1), "position: visible_weight \\(-1\\) must be a finite number"),
         (lambda: ShapeTarget(weight=float("nan")), "shape: weight \\(nan\\) must be a finite number"),
         (lambda: ShapeTarget(weight="1"), "shape: weight \\('1'\\) must be a finite number"),
         (lambda: ShapeTarget(num_bins=1), "num_bins \\(1\\) must be a whole number of at least 2"),
@@ -149,8 +151,11 @@ def test_every_combination_trains_saves_and_loads(names, teacher, tmp_path):
         optimizer.step()
         optimizer.zero_grad()
         losses.append({name: loss.item() for name, loss in outputs.target_losses.items()})
-    assert all(losses[-1][name] < 0.9 * losses[0][name] for name in names), (losses[0], losses[-1])
+    visible = {name: f"visible_{name}" for name in names if name != "pixels"}
+    assert set(losses[-1]) == {*names, *visible.values()}
+    assert all(losses[-1][name] < 0.9 * losses[0][name] for name in losses[0]), (losses[0], losses[-1])
     weighted = sum(ALL[name] * losses[-1][name] for name in names)
+    weighted += sum(ALL[name] * losses[-1][loss] for name, loss in visible.items())
     assert outputs.loss.item() == pytest.approx(weighted, rel=1e-5)
 
     processor.save_pretrained(tmp_path)

@@ -57,6 +57,12 @@ ROWS = (
     Row("published", "shape and position as published", _PUBLISHED, has_all_seeds=True),
     Row("mme", "shape and position, this package's defaults", {}, has_all_seeds=True, has_curve=True, is_drawn=True),
     Row(
+        "masked_only",
+        "mme, visible tokens not predicted",
+        _targets(shape={"visible_weight": 0.0}, position={"visible_weight": 0.0}),
+        rate_of="mme",
+    ),
+    Row(
         "pixels_gain_1",
         "pixels, differences between frames not amplified at the start",
         {**_targets(pixels={}), "model_options": json.dumps({"frame_difference_gain": 1.0})},
@@ -152,18 +158,18 @@ SIZES = {
         },
         num_finetuning_seeds=1,
     ),
-    # Two cores: seven minutes of pre-training, five of its probes.
+    # Two cores.
     "cpu": Size(
         pretraining={
             **_PRETRAINING,
             "preset": "tiny",
             "per_device_train_batch_size": 16,
-            "max_train_steps": 1000,
-            "warmup_steps": 50,
-            "checkpointing_steps": 200,
+            "max_train_steps": 1500,
+            "warmup_steps": 75,
+            "checkpointing_steps": 300,
             "checkpoints_total_limit": 5,
         },
-        learning_rates=(8e-3, 1.6e-2, 3.2e-2),
+        learning_rates=(1.6e-2, 3.2e-2, 6.4e-2),
         rate_steps=300,
         num_views=6,
         finetuning={
@@ -186,7 +192,7 @@ SIZES = {
             "checkpoints_total_limit": 8,
             "targets_on": "device",
         },
-        learning_rates=(3e-4, 1e-3, 3e-3),
+        learning_rates=(1e-3, 3e-3, 1e-2),
         rate_steps=2000,
         num_views=6,
         finetuning={

@@ -31,7 +31,7 @@ from measured_tracks import judge_tracks
 from objectives import BY_NAME, FRAME_STRIDE, ROWS, SIZES, Row
 from study_tables import write_all
 
-from mme_hf import preset_config
+from mme_hf import MMEConfig, preset_config
 from mme_hf.model_card_facts import current_machine, current_versions
 from mme_hf.training.optimization import check_optimizer
 
@@ -122,13 +122,17 @@ class Study:
 
     def judge_tracks(self, actions: ActionSet) -> dict[str, Any]:
         """Return what probes of the measured motion are right about, in clips like those of the models."""
-        sizes = self.encoder_flags()
-        return judge_tracks(actions, self.size.num_views, preset_config(sizes.pop("preset"), **sizes))
+        return judge_tracks(actions, self.size.num_views, self.encoder_config())
 
     def encoder_flags(self) -> dict[str, Any]:
         """Return the flags of all pre-trainings that say how large encoder and clips are."""
         names = ("preset", "image_size", "num_frames")
         return {name: self.size.pretraining[name] for name in names if name in self.size.pretraining}
+
+    def encoder_config(self) -> MMEConfig:
+        """Return the configuration that these flags give."""
+        sizes = self.encoder_flags()
+        return preset_config(sizes.pop("preset"), **sizes)
 
     def judge_rate(self, row: Row, rate: float) -> dict[str, Any]:
         """Return how much of its targets a short pre-training explains, on training videos that it is kept from."""
@@ -223,7 +227,8 @@ class Study:
             output = folder / f"probe-{actions.name}"
             flags = {"train_manifest": actions.train, "validation_manifest": actions.test, "output_dir": output}
             flags |= {"seed": seed, "num_seeds": 1, "frame_stride": FRAME_STRIDE}
-            flags |= {"num_train_views": self.size.num_views}
+            # No tokens are averaged: small things move too.
+            flags |= {"num_train_views": self.size.num_views, "max_tokens": self.encoder_config().num_tokens}
             flags |= {"num_eval_segments": self.size.num_views, "num_eval_crops": 1}
             call("examples/probe.py", flags, output / "probe.log", [*model, "--probes", *probes])
             found[actions.name] = json.loads((output / "results.json").read_text())["probes"]

@@ -33,6 +33,8 @@ class PixelsTarget:
             standard deviation (unbiased) + 1e-6; "none" leaves them in [0, 1].
         activation: Head activation. Normalised pixels are of both signs and leave (-1, 1), so "linear".
         weight: Default weight in the loss: the error of a predictor of the mean is close to 1 by construction.
+        visible_weight: How much its error at visible tokens counts beside that at masked ones. None in VideoMAE:
+            pixels that are seen need only be copied.
 
     Source: VideoMAE, `norm_pix_loss`; equal to the labels of transformers' `VideoMAEForPreTraining`.
     """
@@ -42,9 +44,10 @@ class PixelsTarget:
     normalization: Literal["patch", "none"] = "patch"
     activation: str = "linear"
     weight: float = 0.5
+    visible_weight: float = 0.0
 
     def __post_init__(self):
-        check_head(self.name, self.activation, self.weight)
+        check_head(self.name, self.activation, self.weight, self.visible_weight)
         check_choice(self.name, "normalization", self.normalization, ("patch", "none"))
 
     def size(self, config: TargetConfig) -> int:
@@ -87,6 +90,7 @@ class FeaturesTarget:
             configuration. Another one needs a teacher that interpolates its positions.
         activation: Head activation. Normalised features are of both signs and leave (-1, 1), so "linear".
         weight: Default weight in the loss: the error of a predictor of the mean is at most 1.
+        visible_weight: How much its error at visible tokens counts beside that at masked ones.
 
     Source: Masked Video Distillation and TrackMAE, which predict features of a frozen image model.
     """
@@ -97,9 +101,10 @@ class FeaturesTarget:
     image_size_px: int | None = None
     activation: str = "linear"
     weight: float = 0.5
+    visible_weight: float = 1.0
 
     def __post_init__(self):
-        check_head(self.name, self.activation, self.weight)
+        check_head(self.name, self.activation, self.weight, self.visible_weight)
         if not self.teacher or not isinstance(self.teacher, str):
             raise ValueError(
                 f"features: teacher ({self.teacher!r}) must be the folder or Hub name of a vision model, such as "

@@ -124,8 +124,8 @@ def _config_from_mme_pretraining(tensors: Tensors) -> dict[str, Any]:
         "decoder_intermediate_size": _shape(tensors, "decoder.0.blocks.0.mlp.fc1.weight", 2)[0],
         "motion_head_hidden_size": _shape(tensors, "decoder.0.head.0.0.weight", 2)[0],
         "motion_targets": {
-            "shape": {"size": shape_size, "activation": "sigmoid", "weight": 54.0},
-            "position": {"size": position_size, "activation": "tanh", "weight": 16.0},
+            "shape": {"size": shape_size, "activation": "sigmoid", "weight": 54.0, "visible_weight": 0.0},
+            "position": {"size": position_size, "activation": "tanh", "weight": 16.0, "visible_weight": 0.0},
         },
     }
 

@@ -39,8 +39,8 @@ _PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_p
 def default_motion_targets() -> dict[str, dict[str, Any]]:
     """Return the pair of targets that a default `MMEVideoProcessor` makes, at the published sizes."""
     return {
-        "shape": {"size": 108, "activation": "linear", "weight": 3.0},
-        "position": {"size": 32, "activation": "linear", "weight": 1.0},
+        "shape": {"size": 108, "activation": "linear", "weight": 3.0, "visible_weight": 1.0},
+        "position": {"size": 32, "activation": "linear", "weight": 1.0, "visible_weight": 1.0},
     }
 
 
@@ -81,8 +81,9 @@ class MMEConfig(PreTrainedConfig):
         decoder_intermediate_size: Hidden width of a decoder block's MLP.
         motion_head_hidden_size: Hidden width of each target's head.
         motion_targets: What the heads predict, name -> {"size": values per token, "activation": one of
-            "linear", "sigmoid", "tanh", "weight": factor in the loss}. Its order is the order of the columns of
-            `labels` and `logits`.
+            "linear", "sigmoid", "tanh", "weight": factor in the loss, and optionally "visible_weight": how much its
+            error at visible tokens counts beside that at masked ones, 0 where it is left out}. Its order is the order
+            of the columns of `labels` and `logits`.
 
     Raises:
         StrictDataclassFieldValidationError: If a value has the wrong type; names the field and the value.
@@ -255,15 +256,19 @@ def _check_target(name: str, target: Mapping[str, Any]) -> None:
     # The name becomes part of parameter names, where a dot would separate modules.
     if not name.isidentifier():
         raise ValueError(f"{where}: the name must be a Python identifier such as 'shape'.")
-    if set(target) != {"size", "activation", "weight"}:
-        raise ValueError(f"{where} has the keys {sorted(target)}; it needs exactly activation, size and weight.")
-    size, activation, weight = target["size"], target["activation"], target["weight"]
+    if set(target) - {"visible_weight"} != {"size", "activation", "weight"}:
+        raise ValueError(
+            f"{where} has the keys {sorted(target)}; it needs activation, size and weight, and may have visible_weight."
+        )
+    size, activation = target["size"], target["activation"]
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"{where}['size'] ({size!r}) must be an integer of at least 1: the values per token.")
     if activation not in TARGET_ACTIVATIONS:
         raise ValueError(f"{where}['activation'] ({activation!r}) must be one of {', '.join(TARGET_ACTIVATIONS)}.")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-        raise ValueError(f"{where}['weight'] ({weight!r}) must be a finite number of at least 0.")
+    for key in ("weight", "visible_weight"):
+        weight = target.get(key, 0.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise ValueError(f"{where}[{key!r}] ({weight!r}) must be a finite number of at least 0.")
 
 
 __all__ = ["MMEConfig"]

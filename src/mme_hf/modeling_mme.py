@@ -6,6 +6,7 @@ V = N - M visible, D features, S values predicted per token. Tokens are numbered
 """
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -49,7 +50,8 @@ _INPUT_NAMES = frozenset(
 ) | frozenset(TransformersKwargs.__annotations__)
 # The published classifier's start: 0.001 of a deviation of 0.02.
 CLASSIFIER_STD = 0.02 * 0.001
-_HEADS = [r"^decoder\.", r"^(pooler|fc_norm|classifier)\."]
+_PRETRAINING_HEADS = [r"^decoder\.", r"^visible_heads\."]
+_HEADS = [*_PRETRAINING_HEADS, r"^(pooler|fc_norm|classifier)\."]
 _FINAL_LAYERNORM = {"layernorm.weight", "layernorm.bias"}
 _HEAD_ACTIVATIONS: dict[str, type[nn.Module]] = {"linear": nn.Identity, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 
@@ -405,7 +407,11 @@ class MMEDecoder(nn.Module):
 
 
 class MMEForPreTraining(MMEPreTrainedModel):
-    """The encoder with a small decoder that predicts the motion of hidden tokens."""
+    """The encoder with a small decoder that predicts the motion of hidden tokens.
+
+    In training, one layer on the encoder's features predicts the motion of the visible tokens too, for targets with a
+    `visible_weight`: what moves where it can be seen has to be measured before it can be told where it is hidden.
+    """
 
     _fsdp_plan: ClassVar[dict[str, str]] = {"decoder.layers.*": "free_full_weight"}
 
@@ -413,7 +419,24 @@ class MMEForPreTraining(MMEPreTrainedModel):
         super().__init__(config)
         self.mme = MMEModel(config)
         self.decoder = MMEDecoder(config)
+        self.visible_heads = nn.ModuleDict(
+            {
+                name: nn.Linear(config.hidden_size, target["size"])
+                for name, target in config.motion_targets.items()
+                if target.get("visible_weight")
+            }
+        )
         self.post_init()
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each of `target_losses` in the loss."""
+        targets = self.config.motion_targets
+        masked = {name: target["weight"] for name, target in targets.items()}
+        visible = {
+            f"visible_{name}": targets[name]["weight"] * targets[name]["visible_weight"] for name in self.visible_heads
+        }
+        return masked | visible
 
     def split_targets(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the columns of `logits` or `labels` by target name, each of shape (..., size of the target)."""
@@ -469,8 +492,9 @@ class MMEForPreTraining(MMEPreTrainedModel):
 
         loss = target_losses = None
         if labels is not None:
-            target_losses = self.target_losses(logits, labels, masked_indices, target_mask)
-            loss = sum(self.config.motion_targets[name]["weight"] * value for name, value in target_losses.items())
+            target_losses = self.target_losses(self.split_targets(logits), labels, masked_indices, target_mask)
+            target_losses |= self._visible_losses(encoded, labels, target_mask)
+            loss = sum(weight * target_losses[name] for name, weight in self.loss_weights.items())
             if num_items_in_batch is not None:
                 loss = loss * _share_of_update(labels, num_items_in_batch).to(loss.device)
         return MMEForPreTrainingOutput(
@@ -483,34 +507,49 @@ class MMEForPreTraining(MMEPreTrainedModel):
 
     def target_losses(
         self,
-        logits: torch.Tensor,
+        predictions: Mapping[str, torch.Tensor],
         labels: torch.Tensor,
-        masked_indices: torch.Tensor,
+        indices: torch.Tensor,
         target_mask: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Return each target's squared error, in float32 and without its weight.
+        """Return the squared error of each target that is predicted, in float32 and without its weight.
 
-        That is the mean over a token's values, 0 for tokens that do not count, summed over the masked tokens of the
-        batch and divided by their number, those that do not count included. Arguments are those of `forward`.
+        That is the mean over a token's values, 0 for tokens that do not count, summed over the predicted tokens of the
+        batch and divided by their number, those that do not count included.
+
+        Args:
+            predictions: Target name -> values, shape (batch_size, num_predicted, size of the target).
+            labels: As in `forward`.
+            indices: Which tokens are predicted, int64, shape (batch_size, num_predicted).
+            target_mask: As in `forward`.
 
         Source: Masked Motion Encoding, equation 1, in the published code's normalisation: its loss is
-            16 * position + 54 * shape.
+            16 * position + 54 * shape, of masked tokens.
         """
-        num_targets = len(self.config.motion_targets)
-        labels = take_tokens(labels, masked_indices)  # (B, M, S)
+        targets = list(self.config.motion_targets)
+        wanted = self.split_targets(take_tokens(labels, indices))
         if target_mask is not None:
-            counts = take_tokens(target_mask.bool(), masked_indices)
-            counts = counts[..., None].expand(-1, -1, num_targets) if counts.dim() == 2 else counts
-        num_masked = max(masked_indices.numel(), 1)
-        predictions, wanted = self.split_targets(logits), self.split_targets(labels)
+            counts = take_tokens(target_mask.bool(), indices)
+            counts = counts[..., None].expand(-1, -1, len(targets)) if counts.dim() == 2 else counts
+        num_predicted = max(indices.numel(), 1)
         losses = {}
-        for index, name in enumerate(predictions):
-            error = predictions[name].float() - wanted[name].float()
+        for name, values in predictions.items():
+            error = values.float() - wanted[name].float()
             if target_mask is not None:
                 # Before squaring, so that a label that is not finite cannot reach the gradient through 0 * nan.
-                error = error.masked_fill(~counts[..., index, None], 0.0)
-            losses[name] = error.square().mean(dim=-1).sum() / num_masked
+                error = error.masked_fill(~counts[..., targets.index(name), None], 0.0)
+            losses[name] = error.square().mean(dim=-1).sum() / num_predicted
         return losses
+
+    def _visible_losses(
+        self, encoded: MMEModelOutput, labels: torch.Tensor, target_mask: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        predictions = {
+            name: self.decoder.head_activations[name](head(encoded.last_hidden_state))
+            for name, head in self.visible_heads.items()
+        }
+        losses = self.target_losses(predictions, labels, encoded.visible_indices, target_mask)
+        return {f"visible_{name}": loss for name, loss in losses.items()}
 
     def _check_labels(
         self, labels: torch.Tensor | None, target_mask: torch.Tensor | None, expected: tuple[int, int]
@@ -542,7 +581,7 @@ class MMEForVideoClassification(MMEPreTrainedModel):
     # The final LayerNorm too: where tokens are averaged, their mean is normalised instead.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
         *VIDEOMAE_KEYS_LEFT_OUT,
-        r"^decoder\.",
+        *_PRETRAINING_HEADS,
         r"^(mme\.)?layernorm\.",
     ]
 

@@ -71,12 +71,13 @@ class TargetConfig(Protocol):
     trajectory_num_steps: int
 
 
-def check_head(name: str, activation: str, weight: float) -> None:
-    """Raise ValueError unless a head can end in `activation` and a loss be given `weight`."""
+def check_head(name: str, activation: str, weight: float, visible_weight: float) -> None:
+    """Raise ValueError unless a head can end in `activation` and losses be given these weights."""
     if activation not in ("linear", "sigmoid", "tanh"):
         raise ValueError(f"{name}: activation ({activation!r}) must be 'linear', 'sigmoid' or 'tanh'.")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-        raise ValueError(f"{name}: weight ({weight!r}) must be a finite number of at least 0.")
+    for option, value in (("weight", weight), ("visible_weight", visible_weight)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ValueError(f"{name}: {option} ({value!r}) must be a finite number of at least 0.")
 
 
 def check_choice(name: str, option: str, value: str, allowed: Sequence[str] | None = None) -> None:

@@ -25,6 +25,8 @@ class MotionTarget(Protocol):
         name: Key in `MOTION_TARGETS`.
         activation: Head activation that can express the values: "linear", "sigmoid" or "tanh".
         weight: Default weight of its mean squared error in the loss.
+        visible_weight: How much the same error at visible tokens counts beside that at masked ones, where a layer on
+            the encoder's features predicts the target. May be left out: 0.
         needs_trajectories: Whether the call reads its second argument; where no target does, nothing is tracked.
         reads_frames_along_tracks: Whether the call looks at the frames where the points are. Such a target gets the
             tracks as they were seen also where others get them without the camera's motion. May be left out: False.
@@ -58,7 +60,7 @@ REFERENCE_MOTION: Mapping[str, Any] = MappingProxyType(
             "visibility": "inside_frame",
         },
         "motion_targets": {
-            "shape": {"activation": "sigmoid", "weight": 54.0},
+            "shape": {"activation": "sigmoid", "weight": 54.0, "visible_weight": 0.0},
             "position": {
                 "scale_px": 20.0,
                 "normalization": "patch_std",
@@ -66,6 +68,7 @@ REFERENCE_MOTION: Mapping[str, Any] = MappingProxyType(
                 "validity": "read_positions",
                 "activation": "tanh",
                 "weight": 16.0,
+                "visible_weight": 0.0,
             },
         },
     }
@@ -91,6 +94,16 @@ def build_targets(options: Mapping[str, Mapping[str, Any]], **defaults: Any) -> 
         known = getattr(builder, "__dataclass_fields__", {})
         targets[name] = builder(**{**{key: value for key, value in defaults.items() if key in known}, **own})
     return targets
+
+
+def head_options(target: MotionTarget, config: TargetConfig) -> dict[str, Any]:
+    """Return what a model has to know of a target: its entry in `MMEConfig.motion_targets`."""
+    return {
+        "size": target.size(config),
+        "activation": target.activation,
+        "weight": float(target.weight),
+        "visible_weight": float(getattr(target, "visible_weight", 0.0)),
+    }
 
 
 def written_options(name: str, own: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,6 +133,7 @@ __all__ = [
     "ShapeTarget",
     "TargetConfig",
     "build_targets",
+    "head_options",
     "histogram_of_gradients",
     "written_options",
 ]

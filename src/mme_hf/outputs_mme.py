@@ -36,7 +36,8 @@ class MMEForPreTrainingOutput(ModelOutput):
         logits: Predictions after each head's activation, targets side by side in the order of
             `config.motion_targets`, shape (batch_size, num_masked, sum of target sizes). Row i belongs to
             `masked_indices[:, i]`, or to the i-th masked token of `bool_masked_pos`.
-        target_losses: Each target's loss without its weight, name -> float32 scalar; None without `labels`.
+        target_losses: Each target's loss without its weight, of masked tokens by its name and, where the target has a
+            `visible_weight`, of visible ones as `visible_NAME`: float32 scalars; None without `labels`.
         hidden_states: Of the encoder, as in [`MMEModelOutput`].
         attentions: Of the encoder, as in [`MMEModelOutput`].
     """

@@ -59,6 +59,7 @@ class PositionTarget:
         activation: Head activation. "linear" under every normalisation but "trajectory_length", whose values stay
             within +-1, is the only one that can express the labels (benchmarks/results/compare_targets.md).
         weight: Default weight in the loss.
+        visible_weight: How much its error at visible tokens counts beside that at masked ones.
 
     Source: Masked Motion Encoding, section 3, z^p. The published numerics are in `REFERENCE_MOTION`.
         "trajectory_length": Wang and Schmid, Action Recognition with Improved Trajectories; floor and "arcsinh"
@@ -76,9 +77,10 @@ class PositionTarget:
     validity: PointValidity = "every_position"
     activation: str = "linear"
     weight: float = 1.0
+    visible_weight: float = 1.0
 
     def __post_init__(self):
-        check_head(self.name, self.activation, self.weight)
+        check_head(self.name, self.activation, self.weight, self.visible_weight)
         _check_pixels(self.name, self, ("scale_px", "max_displacement_px", "still_step_px"))
         check_choice(self.name, "normalization", self.normalization, NORMALIZATIONS)
         check_choice(self.name, "token_rule", self.token_rule)
@@ -184,6 +186,7 @@ class FlowTarget:
         validity: A point is valid when seen in both frames ("every_position"), or in the first ("read_positions").
         activation: Head activation.
         weight: Default weight in the loss.
+        visible_weight: How much its error at visible tokens counts beside that at masked ones.
 
     Source: The flow target of Masked Motion Encoding's ablation, read at the points instead of at every pixel.
     """
@@ -197,9 +200,10 @@ class FlowTarget:
     validity: PointValidity = "every_position"
     activation: str = "linear"
     weight: float = 1.0
+    visible_weight: float = 1.0
 
     def __post_init__(self):
-        check_head(self.name, self.activation, self.weight)
+        check_head(self.name, self.activation, self.weight, self.visible_weight)
         _check_pixels(self.name, self, ("scale_px", "max_displacement_px"))
         check_choice(self.name, "token_rule", self.token_rule)
         check_choice(self.name, "validity", self.validity)

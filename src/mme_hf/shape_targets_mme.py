@@ -37,6 +37,7 @@ class ShapeTarget:
         activation: Head activation. Values reach 5 on real clips, so "linear"; the published code uses "sigmoid".
         weight: Default weight in the loss: for a predictor of the mean, shape then costs much less than position
             (benchmarks/results/compare_targets.md), which is the harder one to learn.
+        visible_weight: How much its error at visible tokens counts beside that at masked ones.
 
     Source: Masked Motion Encoding, section 3, z^s, as published: at the token itself, not along the track.
     """
@@ -47,9 +48,10 @@ class ShapeTarget:
     cell_size_px: int = 8
     activation: str = "linear"
     weight: float = 3.0
+    visible_weight: float = 1.0
 
     def __post_init__(self):
-        check_head(self.name, self.activation, self.weight)
+        check_head(self.name, self.activation, self.weight, self.visible_weight)
         check_num_bins(self.name, self.num_bins)
 
     def size(self, config: TargetConfig) -> int:
@@ -83,6 +85,7 @@ class ShapeAlongTrackTarget:
             ("read_positions").
         activation: Head activation. Values leave (0, 1) as those of `shape` do, so "linear".
         weight: Default weight in the loss, that of `shape`.
+        visible_weight: How much its error at visible tokens counts beside that at masked ones.
 
     Source: Masked Motion Encoding, equation 3, z^s. The published code's variant reads the wrong place and is not used.
     """
@@ -96,9 +99,10 @@ class ShapeAlongTrackTarget:
     validity: PointValidity = "every_position"
     activation: str = "linear"
     weight: float = 3.0
+    visible_weight: float = 1.0
 
     def __post_init__(self):
-        check_head(self.name, self.activation, self.weight)
+        check_head(self.name, self.activation, self.weight, self.visible_weight)
         check_num_bins(self.name, self.num_bins)
         check_choice(self.name, "token_rule", self.token_rule)
         check_choice(self.name, "validity", self.validity)

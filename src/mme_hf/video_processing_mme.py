@@ -16,7 +16,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from .frame_sampling_mme import middle_clip
-from .motion_targets_mme import build_targets, written_options
+from .motion_targets_mme import build_targets, head_options, written_options
 from .names_mme import check_names
 from .raw_clips_mme import RawClips, cut_raw_clip, inputs_of, join_raw_clips
 from .video_inputs_mme import (
@@ -137,13 +137,10 @@ class MMEVideoProcessor(BaseVideoProcessor):
         return needed_raw_frames(num_available, self)
 
     def motion_target_config(self) -> dict[str, dict[str, Any]]:
-        """Return name -> size, activation and weight of every target: what `MMEConfig.motion_targets` holds."""
+        """Return name -> size, activation and weights of every target: what `MMEConfig.motion_targets` holds."""
         config = target_config(self)
         targets = build_targets(self.motion_targets, cell_size_px=self.cell_size_px)
-        return {
-            name: {"size": target.size(config), "activation": target.activation, "weight": float(target.weight)}
-            for name, target in targets.items()
-        }
+        return {name: head_options(target, config) for name, target in targets.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain values: a tracker object as its name and options, `motion_targets` as a list.

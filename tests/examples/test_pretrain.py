@@ -61,10 +61,11 @@ def test_a_run_leaves_all_that_it_promises(videos, tmp_path):
     # What it logs.
     events = EventAccumulator(str(folder / "logs" / "mme_pretraining"))
     events.Reload()
-    names = {"loss", "loss_shape", "loss_position", "share_shape", "share_position", "grad_norm", "learning_rate"}
+    parts = ("shape", "position", "visible_shape", "visible_position")
+    names = {"loss", "grad_norm", "learning_rate"} | {f"{what}_{part}" for what in ("loss", "share") for part in parts}
     assert {f"train/{name}" for name in names} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
-    shares = [events.Scalars(f"train/share_{name}")[0].value for name in ("shape", "position")]
+    shares = [events.Scalars(f"train/share_{name}")[0].value for name in parts]
     assert sum(shares) == pytest.approx(1.0, abs=1e-5)
 
 

@@ -240,6 +240,15 @@ def test_targets_and_weights_come_from_the_flag_and_go_into_model_and_processor(
         build_model_and_processor(
             arguments(model_name_or_path=str(tmp_path), model_options=None, processor_options=sigmoid)
         )
+    masked_only = {
+        "motion_targets": {"pixels": {}, "position": {"visible_weight": 0.0}, "features": {"teacher": teacher}}
+    }
+    with pytest.raises(
+        ValueError, match="'position' was trained with a visible_weight, and 0.0 is asked for. Give one"
+    ):
+        build_model_and_processor(
+            arguments(model_name_or_path=str(tmp_path), model_options=None, processor_options=masked_only)
+        )
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ class ProgressReporter:
 
     Args:
         accelerator: Its trackers take the values; only the main process shows a bar.
-        weights: Loss weight of each target; empty for a classifier.
+        weights: Weight of each of the model's `target_losses`; empty for a classifier.
         num_steps: Updates in all.
         step: Updates done before.
         logging_steps: Updates between two logged values.

@@ -32,7 +32,7 @@ from ..presets import preset_config
 from ..video import VideoReadError
 from ..video_processing_mme import MMEVideoProcessor
 from .checkpointing import STATE_FILE
-from .target_flags import processor_options
+from .target_flags import processor_options, set_target_weights
 
 if TYPE_CHECKING:
     from .arguments import PretrainingArguments
@@ -199,20 +199,8 @@ def _load_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
             "as in its training."
         )
     if "motion_targets" in changed:
-        _set_target_weights(model, processor)
+        set_target_weights(model, processor)
     return model, processor
-
-
-def _set_target_weights(model: MMEForPreTraining, processor: MMEVideoProcessor) -> None:
-    """Give the losses of a loaded model the weights that were asked for; its heads stay as they are."""
-    wanted = processor.motion_target_config()
-    for name, target in model.config.motion_targets.items():
-        if target["activation"] != wanted[name]["activation"]:
-            raise ValueError(
-                f"motion target {name!r} was trained with activation {target['activation']!r}, and "
-                f"{wanted[name]['activation']!r} is asked for. Leave the activation as in its training."
-            )
-    model.config.motion_targets = wanted
 
 
 def _check_image_size(args: PretrainingArguments, patch_size: int) -> None:

@@ -1,4 +1,4 @@
-"""`--motion_targets` and `--teacher`, as options of the processor."""
+"""`--motion_targets` and `--teacher`, as options of the processor and weights of a loaded model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ..video_options_mme import named_targets
 
 if TYPE_CHECKING:
+    from ..modeling_mme import MMEForPreTraining
+    from ..video_processing_mme import MMEVideoProcessor
     from .arguments import PretrainingArguments
 
 
@@ -57,3 +59,27 @@ def parse_motion_targets(words: Sequence[str]) -> dict[str, dict[str, Any]]:
                 f"motion_targets has {word!r}; it must be a name, or a name and a weight such as 'position:0.5'."
             ) from None
     return targets
+
+
+def set_target_weights(model: MMEForPreTraining, processor: MMEVideoProcessor) -> None:
+    """Give the losses of a loaded model the weights that were asked for; its heads stay as they are.
+
+    Raises:
+        ValueError: If its heads were trained otherwise than is asked for.
+    """
+    wanted = processor.motion_target_config()
+    for name, target in model.config.motion_targets.items():
+        if target["activation"] != wanted[name]["activation"]:
+            raise ValueError(
+                f"motion target {name!r} was trained with activation {target['activation']!r}, and "
+                f"{wanted[name]['activation']!r} is asked for. Leave the activation as in its training."
+            )
+        # There are layers for visible tokens, or there are none.
+        had, asked = (bool(values.get("visible_weight")) for values in (target, wanted[name]))
+        if had != asked:
+            raise ValueError(
+                f"motion target {name!r} was trained {'with' if had else 'without'} a visible_weight, and "
+                f"{wanted[name]['visible_weight']} is asked for. Give one {'above 0' if had else 'of 0'}, as in "
+                f'--motion_targets \'{{"{name}": {{"visible_weight": {1.0 if had else 0.0}}}}}\'.'
+            )
+    model.config.motion_targets = wanted

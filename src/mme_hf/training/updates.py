@@ -24,7 +24,7 @@ class UpdateReport:
 
     Attributes:
         loss: Mean loss over the clips.
-        target_losses: Unweighted loss of each target, mean over the clips; none of a classifier.
+        target_losses: As the model names them, without weights, mean over the clips; none of a classifier.
         grad_norm: Norm of the gradient before clipping.
         num_clips: Clips the gradient is made of.
         num_records: Videos that were tried.
