@@ -84,6 +84,8 @@ def build_variant(
 ) -> Variant:
     torch.manual_seed(0)
     config = preset_config(preset)
+    for target in config.motion_targets.values():
+        target["visible_weight"] = 0.0  # masked tokens alone, as VideoMAE
     masks = [build_mask("tube", config.token_grid, MASK_RATIO, torch.Generator().manual_seed(i)) for i in range(64)]
     bool_masked_pos = torch.stack([masks[index % len(masks)] for index in range(batch_size)])
     inputs = {

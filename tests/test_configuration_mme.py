@@ -104,6 +104,10 @@ def test_the_other_name_of_the_epsilon_is_the_same_field(tmp_path):
         ({"motion_targets": {"a": {**TARGET, "activation": "relu"}}}, r"\['activation'\] \('relu'\) must be one of"),
         ({"motion_targets": {"a": {**TARGET, "weight": -1}}}, r"\['weight'\] \(-1\) must be a finite number"),
         ({"motion_targets": {"a": {**TARGET, "visible_weight": -1}}}, r"\['visible_weight'\] \(-1\) must be a finite"),
+        (
+            {"motion_targets": {"a": {**TARGET, "visible_weight": 1.0}, "visible_a": TARGET}},
+            "whose loss is called 'visible_a', and a target of that name. Call it something else",
+        ),
         ({"motion_targets": [TARGET]}, r"motion_targets entry .* needs a name of its own"),
     ],
 )

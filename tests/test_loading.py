@@ -30,7 +30,7 @@ def small_model(model_class=MMEForVideoClassification, **overrides):
         "decoder_num_attention_heads": 2,
         "decoder_intermediate_size": 24,
         "motion_head_hidden_size": 16,
-        "motion_targets": {"position": {"size": 2, "activation": "linear", "weight": 1.0}},
+        "motion_targets": {"position": {"size": 2, "activation": "linear", "weight": 1.0, "visible_weight": 1.0}},
         "num_labels": 3,
     }
     model = model_class(MMEConfig(**{**fields, **overrides})).eval()

@@ -16,7 +16,7 @@ from mme_hf.tokens_mme import masked_indices_from, sinusoid_table, visible_indic
 NUM_TOKENS, NUM_MASKED = 8, 5
 TARGETS = {
     "shape": {"size": 3, "activation": "sigmoid", "weight": 54.0},
-    "position": {"size": 2, "activation": "linear", "weight": 16.0},
+    "position": {"size": 2, "activation": "linear", "weight": 16.0, "visible_weight": 1.0},
 }
 
 
@@ -233,8 +233,11 @@ def test_loss_is_the_weighted_sum_of_target_losses():
     model, batch = small_model(), small_batch()
     outputs = model(**batch)
     expected = loss_by_hand(outputs.logits.detach(), batch["labels"], batch["masked_indices"], batch["target_mask"])
-    assert {name: value.item() for name, value in outputs.target_losses.items()} == pytest.approx(expected)
-    assert outputs.loss.item() == pytest.approx(54 * expected["shape"] + 16 * expected["position"])
+    losses = {name: value.item() for name, value in outputs.target_losses.items()}
+    # Of visible tokens: test_visible_tokens_are_predicted_from_the_encoder_alone.
+    visible = losses.pop("visible_position")
+    assert losses == pytest.approx(expected)
+    assert outputs.loss.item() == pytest.approx(54 * expected["shape"] + 8 * expected["position"] + 8 * visible)
 
 
 def test_visible_tokens_are_predicted_from_the_encoder_alone():
@@ -254,20 +257,20 @@ def test_visible_tokens_are_predicted_from_the_encoder_alone():
     visible = loss_by_hand(predicted, *where)
     expected = masked | {f"visible_{name}": value for name, value in visible.items()}
     assert {name: value.item() for name, value in outputs.target_losses.items()} == pytest.approx(expected)
-    shares = (54 * masked["shape"], 16 * masked["position"], 27 * visible["shape"], 48 * visible["position"])
-    assert outputs.loss.item() == pytest.approx(sum(shares))
-    assert model.loss_weights == {"shape": 54, "position": 16, "visible_shape": 27, "visible_position": 48}
+    # A visible error counts half as much as a masked one, or thrice as much; together they count 54, or 16.
+    parts = (36 * masked["shape"], 4 * masked["position"], 18 * visible["shape"], 12 * visible["position"])
+    assert outputs.loss.item() == pytest.approx(sum(parts))
+    assert model.loss_weights == {"shape": 36, "position": 4, "visible_shape": 18, "visible_position": 12}
 
 
 def test_a_target_without_visible_weight_has_no_layer_for_visible_tokens():
-    targets = {"shape": TARGETS["shape"], "position": {**TARGETS["position"], "visible_weight": 1.0}}
-    assert list(small_model(motion_targets=targets).visible_heads) == ["position"]
-    targets = {"shape": {**TARGETS["shape"], "visible_weight": 0.0}, "position": TARGETS["position"]}
-    without = small_model(motion_targets=targets)
-    assert not without.visible_heads
+    assert list(small_model().visible_heads) == ["position"]
     # Files from before there was such a weight: they mean what they meant.
-    assert without.state_dict().keys() == small_model().state_dict().keys()
-    assert without(**small_batch()).loss == small_model()(**small_batch()).loss
+    targets = {name: {**target, "visible_weight": 0.0} for name, target in TARGETS.items()}
+    none = {name: {key: target[key] for key in ("size", "activation", "weight")} for name, target in TARGETS.items()}
+    for without in (small_model(motion_targets=targets), small_model(motion_targets=none)):
+        assert not without.visible_heads and list(without(**small_batch()).target_losses) == ["shape", "position"]
+        assert without.loss_weights == {"shape": 54, "position": 16}
 
 
 def test_mask_of_all_targets_equals_the_same_mask_for_each():
@@ -282,7 +285,8 @@ def test_mask_of_all_targets_equals_the_same_mask_for_each():
 def test_labels_that_do_not_count_may_be_nan():
     model, batch = small_model(), small_batch()
     counts = batch["target_mask"].repeat_interleave(torch.tensor([3, 2]), dim=-1)
-    counts = counts & batch["bool_masked_pos"][..., None]
+    # Of visible tokens position counts, shape does not.
+    counts = counts & (batch["bool_masked_pos"][..., None] | torch.tensor([False] * 3 + [True] * 2))
     poisoned = batch["labels"].masked_fill(~counts, torch.nan)
     clean = model(**batch).loss
     loss = model(**{**batch, "labels": poisoned}).loss

@@ -664,3 +664,15 @@ def test_a_saved_processor_says_all_of_its_targets_options_so_that_a_default_may
     # 16 cells of the processor's 4 px in a token, not 4 of the target's 8 px.
     assert loaded.motion_target_config()["position"]["size"] == 2 * 4 * 16
     assert loaded.to_dict() == MMEVideoProcessor(motion_targets={"position": {"weight": 2.0}}, cell_size_px=4).to_dict()
+
+
+def test_targets_of_files_from_before_visible_tokens_were_predicted_have_no_weight_for_them(tmp_path):
+    # The models beside them have no layers for it.
+    MMEVideoProcessor(motion_targets=["shape", "position"]).save_pretrained(tmp_path)
+    path = tmp_path / "video_preprocessor_config.json"
+    options = json.loads(path.read_text())
+    for target in options["motion_targets"]:
+        assert target.pop("visible_weight") == 1.0
+    path.write_text(json.dumps(options))
+    targets = MMEVideoProcessor.from_pretrained(tmp_path).motion_target_config()
+    assert [target["visible_weight"] for target in targets.values()] == [0.0, 0.0]

@@ -60,7 +60,6 @@ ROWS = (
         "masked_only",
         "mme, visible tokens not predicted",
         _targets(shape={"visible_weight": 0.0}, position={"visible_weight": 0.0}),
-        rate_of="mme",
     ),
     Row(
         "pixels_gain_1",
@@ -169,7 +168,7 @@ SIZES = {
             "checkpointing_steps": 300,
             "checkpoints_total_limit": 5,
         },
-        learning_rates=(1.6e-2, 3.2e-2, 6.4e-2),
+        learning_rates=(8e-3, 1.6e-2, 3.2e-2, 6.4e-2),
         rate_steps=300,
         num_views=6,
         finetuning={

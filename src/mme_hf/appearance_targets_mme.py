@@ -33,7 +33,7 @@ class PixelsTarget:
             standard deviation (unbiased) + 1e-6; "none" leaves them in [0, 1].
         activation: Head activation. Normalised pixels are of both signs and leave (-1, 1), so "linear".
         weight: Default weight in the loss: the error of a predictor of the mean is close to 1 by construction.
-        visible_weight: How much its error at visible tokens counts beside that at masked ones. None in VideoMAE:
+        visible_weight: How much its error at visible tokens counts beside that at masked ones: 0, as in VideoMAE;
             pixels that are seen need only be copied.
 
     Source: VideoMAE, `norm_pix_loss`; equal to the labels of transformers' `VideoMAEForPreTraining`.
@@ -90,7 +90,8 @@ class FeaturesTarget:
             configuration. Another one needs a teacher that interpolates its positions.
         activation: Head activation. Normalised features are of both signs and leave (-1, 1), so "linear".
         weight: Default weight in the loss: the error of a predictor of the mean is at most 1.
-        visible_weight: How much its error at visible tokens counts beside that at masked ones.
+        visible_weight: How much its error at visible tokens, which the published method has not, counts beside that at
+            masked ones.
 
     Source: Masked Video Distillation and TrackMAE, which predict features of a frozen image model.
     """

@@ -82,7 +82,8 @@ class MMEConfig(PreTrainedConfig):
         motion_head_hidden_size: Hidden width of each target's head.
         motion_targets: What the heads predict, name -> {"size": values per token, "activation": one of
             "linear", "sigmoid", "tanh", "weight": factor in the loss, and optionally "visible_weight": how much its
-            error at visible tokens counts beside that at masked ones, 0 where it is left out}. Its order is the order
+            error at visible tokens counts beside that at masked ones, 0 where it is left out}; the loss has weight *
+            (masked error + visible_weight * visible error) / (1 + visible_weight). Its order is the order
             of the columns of `labels` and `logits`.
 
     Raises:
@@ -229,6 +230,11 @@ class MMEConfig(PreTrainedConfig):
             )
         for name, target in self.motion_targets.items():
             _check_target(name, target)
+            if target.get("visible_weight") and f"visible_{name}" in self.motion_targets:
+                raise ValueError(
+                    f"motion_targets has {name!r} with a visible_weight, whose loss is called 'visible_{name}', and a "
+                    "target of that name. Call it something else."
+                )
 
 
 def check_config_names(options: Mapping[str, Any]) -> None:

@@ -409,8 +409,8 @@ class MMEDecoder(nn.Module):
 class MMEForPreTraining(MMEPreTrainedModel):
     """The encoder with a small decoder that predicts the motion of hidden tokens.
 
-    In training, one layer on the encoder's features predicts the motion of the visible tokens too, for targets with a
-    `visible_weight`: what moves where it can be seen has to be measured before it can be told where it is hidden.
+    With `labels`, one layer on the encoder's features predicts the visible tokens too, of targets with a
+    `visible_weight`: the motion that can be seen has to be measured before that of hidden tokens can be told from it.
     """
 
     _fsdp_plan: ClassVar[dict[str, str]] = {"decoder.layers.*": "free_full_weight"}
@@ -430,13 +430,14 @@ class MMEForPreTraining(MMEPreTrainedModel):
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """Weight of each of `target_losses` in the loss."""
-        targets = self.config.motion_targets
-        masked = {name: target["weight"] for name, target in targets.items()}
-        visible = {
-            f"visible_{name}": targets[name]["weight"] * targets[name]["visible_weight"] for name in self.visible_heads
-        }
-        return masked | visible
+        """Weight of each of `target_losses` in the loss: those of a target add up to its weight."""
+        weights = {}
+        for name, target in self.config.motion_targets.items():
+            visible = target.get("visible_weight", 0.0)
+            weights[name] = target["weight"] / (1 + visible)
+            if name in self.visible_heads:
+                weights[f"visible_{name}"] = target["weight"] * visible / (1 + visible)
+        return weights
 
     def split_targets(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the columns of `logits` or `labels` by target name, each of shape (..., size of the target)."""
@@ -464,7 +465,8 @@ class MMEForPreTraining(MMEPreTrainedModel):
             masked_indices: The same as numbers, ascending, int64, shape (batch_size, num_masked). One of the two is
                 needed; this one avoids waiting for the device and lets the forward pass compile as one graph.
             labels: Motion of every token, float, shape (batch_size, num_tokens, sum of target sizes), targets side
-                by side in the order of `config.motion_targets`. Values of tokens that do not count may be anything.
+                by side in the order of `config.motion_targets`. Values of tokens that do not count may be anything;
+                visible tokens count where a target has a `visible_weight`.
             target_mask: True where a label counts, bool, shape (batch_size, num_tokens) for all targets or
                 (batch_size, num_tokens, num_targets) one by one. Default: every token counts.
             **kwargs: `num_items_in_batch`, which the Trainer gives: how many numbers the `labels` of all batches of
@@ -544,9 +546,9 @@ class MMEForPreTraining(MMEPreTrainedModel):
     def _visible_losses(
         self, encoded: MMEModelOutput, labels: torch.Tensor, target_mask: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
+        features = cast_once_for_autocast(encoded.last_hidden_state)
         predictions = {
-            name: self.decoder.head_activations[name](head(encoded.last_hidden_state))
-            for name, head in self.visible_heads.items()
+            name: self.decoder.head_activations[name](head(features)) for name, head in self.visible_heads.items()
         }
         losses = self.target_losses(predictions, labels, encoded.visible_indices, target_mask)
         return {f"visible_{name}": loss for name, loss in losses.items()}
@@ -575,7 +577,8 @@ class MMEClassifierHead(nn.Linear):
 class MMEForVideoClassification(MMEPreTrainedModel):
     """The encoder with a classifier on top: the mean of its tokens, or an attentive pooler, a LayerNorm, one layer.
 
-    Loads from a folder of pre-training, whose decoder is left out and whose head is new, and from VideoMAE checkpoints.
+    Loads from a folder of pre-training, whose decoder and layers for visible tokens are left out and whose head is new,
+    and from VideoMAE checkpoints.
     """
 
     # The final LayerNorm too: where tokens are averaged, their mean is normalised instead.

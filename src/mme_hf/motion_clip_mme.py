@@ -71,7 +71,7 @@ class TargetConfig(Protocol):
     trajectory_num_steps: int
 
 
-def check_head(name: str, activation: str, weight: float, visible_weight: float) -> None:
+def check_head(name: str, activation: str, weight: float, visible_weight: float = 0.0) -> None:
     """Raise ValueError unless a head can end in `activation` and losses be given these weights."""
     if activation not in ("linear", "sigmoid", "tanh"):
         raise ValueError(f"{name}: activation ({activation!r}) must be 'linear', 'sigmoid' or 'tanh'.")

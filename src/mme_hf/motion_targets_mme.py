@@ -25,8 +25,8 @@ class MotionTarget(Protocol):
         name: Key in `MOTION_TARGETS`.
         activation: Head activation that can express the values: "linear", "sigmoid" or "tanh".
         weight: Default weight of its mean squared error in the loss.
-        visible_weight: How much the same error at visible tokens counts beside that at masked ones, where a layer on
-            the encoder's features predicts the target. May be left out: 0.
+        visible_weight: How much the same error at visible tokens, that a layer on the encoder's features predicts,
+            counts beside that at masked ones; both together count `weight`. May be left out: 0.
         needs_trajectories: Whether the call reads its second argument; where no target does, nothing is tracked.
         reads_frames_along_tracks: Whether the call looks at the frames where the points are. Such a target gets the
             tracks as they were seen also where others get them without the camera's motion. May be left out: False.

@@ -59,7 +59,8 @@ class PositionTarget:
         activation: Head activation. "linear" under every normalisation but "trajectory_length", whose values stay
             within +-1, is the only one that can express the labels (benchmarks/results/compare_targets.md).
         weight: Default weight in the loss.
-        visible_weight: How much its error at visible tokens counts beside that at masked ones.
+        visible_weight: How much its error at visible tokens, which the published method has not, counts beside that at
+            masked ones.
 
     Source: Masked Motion Encoding, section 3, z^p. The published numerics are in `REFERENCE_MOTION`.
         "trajectory_length": Wang and Schmid, Action Recognition with Improved Trajectories; floor and "arcsinh"
@@ -186,7 +187,8 @@ class FlowTarget:
         validity: A point is valid when seen in both frames ("every_position"), or in the first ("read_positions").
         activation: Head activation.
         weight: Default weight in the loss.
-        visible_weight: How much its error at visible tokens counts beside that at masked ones.
+        visible_weight: How much its error at visible tokens, which the published method has not, counts beside that at
+            masked ones.
 
     Source: The flow target of Masked Motion Encoding's ablation, read at the points instead of at every pixel.
     """

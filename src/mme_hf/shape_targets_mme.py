@@ -37,7 +37,8 @@ class ShapeTarget:
         activation: Head activation. Values reach 5 on real clips, so "linear"; the published code uses "sigmoid".
         weight: Default weight in the loss: for a predictor of the mean, shape then costs much less than position
             (benchmarks/results/compare_targets.md), which is the harder one to learn.
-        visible_weight: How much its error at visible tokens counts beside that at masked ones.
+        visible_weight: How much its error at visible tokens, which the published method has not, counts beside that at
+            masked ones.
 
     Source: Masked Motion Encoding, section 3, z^s, as published: at the token itself, not along the track.
     """
@@ -85,7 +86,8 @@ class ShapeAlongTrackTarget:
             ("read_positions").
         activation: Head activation. Values leave (0, 1) as those of `shape` do, so "linear".
         weight: Default weight in the loss, that of `shape`.
-        visible_weight: How much its error at visible tokens counts beside that at masked ones.
+        visible_weight: How much its error at visible tokens, which the published method has not, counts beside that at
+            masked ones.
 
     Source: Masked Motion Encoding, equation 3, z^s. The published code's variant reads the wrong place and is not used.
     """

@@ -10,7 +10,7 @@ from transformers.processing_utils import VideosKwargs
 
 from .frame_sampling_mme import FRAME_SAMPLINGS
 from .masking_mme import check_mask_ratio, check_mask_type, check_motion_strength
-from .motion_targets_mme import build_targets
+from .motion_targets_mme import MOTION_TARGETS, build_targets
 from .names_mme import KEYS_NOT_KEPT, check_names
 from .trajectories_mme import POINT_LAYOUTS, TRACKERS, check_options
 
@@ -71,12 +71,22 @@ def options_of_file(saved: Mapping[str, Any], owner: str) -> dict[str, Any]:
     """Return saved options as `owner` takes them.
 
     The file of another model's processor, such as VideoMAE's, says how pixels are made. That it leaves the choice of
-    frames to its user (`do_sample_frames` is False) is no choice of that user.
+    frames to its user (`do_sample_frames` is False) is no choice of that user. Targets of files from before there was a
+    `visible_weight` have none, as the models beside them.
     """
     options = {name: value for name, value in saved.items() if name not in KEYS_NOT_KEPT}
+    if isinstance(options.get("motion_targets"), list):
+        options["motion_targets"] = [_with_visible_weight(target) for target in options["motion_targets"]]
     if saved.get("video_processor_type", owner) != owner:
         options.pop("do_sample_frames", None)
     return options
+
+
+def _with_visible_weight(target: Any) -> Any:
+    """Return an entry of a file's targets, with the option that older files had not."""
+    builder = MOTION_TARGETS.get(target.get("name")) if isinstance(target, Mapping) else None
+    has_option = "visible_weight" in getattr(builder, "__dataclass_fields__", {})
+    return {"visible_weight": 0.0, **target} if has_option else target
 
 
 def check_option_names(owner: str, given: Mapping[str, Any], known: Collection[str]) -> None:

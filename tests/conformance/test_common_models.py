@@ -17,7 +17,7 @@ from mme_hf import MMEConfig, MMEForPreTraining, MMEForVideoClassification, MMEM
 
 TARGETS = {
     "shape": {"size": 6, "activation": "linear", "weight": 15.0},
-    "position": {"size": 4, "activation": "linear", "weight": 1.0},
+    "position": {"size": 4, "activation": "linear", "weight": 1.0, "visible_weight": 1.0},
 }
 
 # The common tests find out by name what a model is for, and would train an encoder that has no loss.

@@ -14,7 +14,8 @@ from mme_hf.training.sharding import prepare_to_train, whole_model
 
 SMALL = {"image_size": 32, "num_frames": 4, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 SMALL |= {"intermediate_size": 48, "decoder_hidden_size": 24, "decoder_num_attention_heads": 2, "num_labels": 3}
-SMALL |= {"decoder_intermediate_size": 48, "motion_targets": {"flow": {"size": 3, "activation": "linear", "weight": 2}}}
+FLOW = {"size": 3, "activation": "linear", "weight": 2, "visible_weight": 0.5}
+SMALL |= {"decoder_intermediate_size": 48, "motion_targets": {"flow": FLOW}}
 # name -> (class, configuration, whether activations are computed twice, clips of each of the two processes)
 CASES = {
     "pre-training": (MMEForPreTraining, {}, False, (2, 2)),

@@ -240,15 +240,34 @@ def test_targets_and_weights_come_from_the_flag_and_go_into_model_and_processor(
         build_model_and_processor(
             arguments(model_name_or_path=str(tmp_path), model_options=None, processor_options=sigmoid)
         )
-    masked_only = {
-        "motion_targets": {"pixels": {}, "position": {"visible_weight": 0.0}, "features": {"teacher": teacher}}
-    }
-    with pytest.raises(
-        ValueError, match="'position' was trained with a visible_weight, and 0.0 is asked for. Give one"
-    ):
-        build_model_and_processor(
-            arguments(model_name_or_path=str(tmp_path), model_options=None, processor_options=masked_only)
+    assert set(model.visible_heads) == {"position", "features"}
+
+
+def test_a_loaded_model_keeps_its_visible_weights_or_loses_their_layers(tmp_path):
+    model, processor = build_model_and_processor(arguments(motion_targets=["shape", "position"]))
+    model.save_pretrained(tmp_path / "both")
+    processor.save_pretrained(tmp_path / "both")
+
+    def build(folder, targets):
+        return build_model_and_processor(
+            arguments(
+                model_name_or_path=str(tmp_path / folder),
+                model_options=None,
+                processor_options={"motion_targets": targets},
+            )
         )
+
+    model, processor = build("both", {"shape": {"weight": 2.0}, "position": {"visible_weight": 0.0}})
+    assert set(model.visible_heads) == {"shape"} and model.config.motion_targets == processor.motion_target_config()
+    assert model.loss_weights == {"shape": 1.0, "visible_shape": 1.0, "position": 1.0}
+    model.save_pretrained(tmp_path / "one")
+    processor.save_pretrained(tmp_path / "one")
+    # What was trained without goes on without, unless it is asked for what it cannot do.
+    model, processor = build("one", {"shape": {}, "position": {"weight": 0.5}})
+    assert model.loss_weights == {"shape": 1.5, "visible_shape": 1.5, "position": 0.5}
+    assert model.config.motion_targets == processor.motion_target_config()
+    with pytest.raises(ValueError, match="'position' was trained without a visible_weight, and 1.0 is asked for"):
+        build("one", {"shape": {}, "position": {"visible_weight": 1.0}})
 
 
 @pytest.mark.parametrize(

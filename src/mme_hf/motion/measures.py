@@ -95,7 +95,7 @@ class TargetHealth:
         counted_share: Masked tokens that count.
         variance: Of the labels over masked tokens that count, mean over values.
         mean_loss: Loss, not weighted, of predicting each value's mean.
-        loss_share: Share of the weighted total loss that this is.
+        loss_share: Share of the weighted total loss that this is, if visible tokens are like masked ones.
         unreachable_share: Labels beyond what the activation can give.
         largest: Largest absolute label.
         agreement: Cosine between labels, in pixels if they keep these, and the displacements they stand for.

@@ -171,7 +171,7 @@ class ProgressReporter:
             name: self.weights[name] * loss / report.loss if report.loss else 0.0
             for name, loss in report.target_losses.items()
         }
-        parts = " + ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        parts = " + ".join(f"{name} {share:.0%}" for name, share in self._of_targets(shares).items())
         loss = f"loss {report.loss:.3f}" + (f" = {parts}" if parts else "")
         rates = f"lr {learning_rate:.1e} | {clips_per_second:.1f} clips/s"
         self.bar.set_description_str(
@@ -189,6 +189,16 @@ class ProgressReporter:
                 "bad_videos": num_bad_videos,
             }
             self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
+
+    @staticmethod
+    def _of_targets(shares: Mapping[str, float]) -> dict[str, float]:
+        """Return the shares of masked and visible tokens together: the bar has no room for both."""
+        together: dict[str, float] = {}
+        for name, share in shares.items():
+            target = name.removeprefix("visible_")
+            target = target if target in shares else name
+            together[target] = together.get(target, 0.0) + share
+        return together
 
     def close(self) -> None:
         """End the bar."""

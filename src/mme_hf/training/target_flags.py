@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..motion_targets_mme import MOTION_TARGETS
 from ..video_options_mme import named_targets
 
 if TYPE_CHECKING:
@@ -64,9 +65,15 @@ def parse_motion_targets(words: Sequence[str]) -> dict[str, dict[str, Any]]:
 def set_target_weights(model: MMEForPreTraining, processor: MMEVideoProcessor) -> None:
     """Give the losses of a loaded model the weights that were asked for; its heads stay as they are.
 
+    A target that is asked for without a `visible_weight` keeps the model's, here and in the processor; layers for
+    visible tokens that are not wanted are left out.
+
     Raises:
-        ValueError: If its heads were trained otherwise than is asked for.
+        ValueError: If the heads that are asked for are not the model's.
     """
+    for name, target in model.config.motion_targets.items():
+        kept = {"visible_weight": target.get("visible_weight", 0.0)} if name in MOTION_TARGETS else {}
+        processor.motion_targets[name] = {**kept, **processor.motion_targets[name]}
     wanted = processor.motion_target_config()
     for name, target in model.config.motion_targets.items():
         if target["activation"] != wanted[name]["activation"]:
@@ -74,12 +81,12 @@ def set_target_weights(model: MMEForPreTraining, processor: MMEVideoProcessor) -
                 f"motion target {name!r} was trained with activation {target['activation']!r}, and "
                 f"{wanted[name]['activation']!r} is asked for. Leave the activation as in its training."
             )
-        # There are layers for visible tokens, or there are none.
-        had, asked = (bool(values.get("visible_weight")) for values in (target, wanted[name]))
-        if had != asked:
+        asked = wanted[name]["visible_weight"]
+        if asked and name not in model.visible_heads:
             raise ValueError(
-                f"motion target {name!r} was trained {'with' if had else 'without'} a visible_weight, and "
-                f"{wanted[name]['visible_weight']} is asked for. Give one {'above 0' if had else 'of 0'}, as in "
-                f'--motion_targets \'{{"{name}": {{"visible_weight": {1.0 if had else 0.0}}}}}\'.'
+                f"motion target {name!r} was trained without a visible_weight, and {asked} is asked for: there is no "
+                "layer for it. Leave it out."
             )
+        if not asked and name in model.visible_heads:
+            del model.visible_heads[name]
     model.config.motion_targets = wanted
