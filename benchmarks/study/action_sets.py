@@ -35,7 +35,8 @@ class ActionSet:
 def write_manifests(data: Path, folder: Path) -> tuple[list[ActionSet], dict[str, Path]]:
     """Write manifests of every set's parts, and of the parts of all sets together; return them.
 
-    A video without a group in DATA/manifest.csv is a group of its own. The training parts together are also there as
+    A video without a group in DATA/manifest.csv is a group of its own. A group called CLASS_x there is x in all classes:
+    videos of several classes may be of one scene. The training parts together are also there as
     two: "validation", every fifth group of a set in random order, and "fit", the rest.
 
     Raises:
@@ -43,7 +44,8 @@ def write_manifests(data: Path, folder: Path) -> tuple[list[ActionSet], dict[str
     """
     groups = {}
     if (data / "manifest.csv").exists():
-        groups = {line["path"]: line["group"] for line in read_lines(data / "manifest.csv") if line.get("group")}
+        lines = [line for line in read_lines(data / "manifest.csv") if line.get("group")]
+        groups = {line["path"]: line["group"].removeprefix(f"{Path(line['path']).parent.name}_") for line in lines}
     sets, lines_of = [], {"train": [], "test": [], "fit": [], "validation": []}
     for root in sorted(path for path in data.iterdir() if all((path / part).is_dir() for part in PARTS)):
         paths = {}

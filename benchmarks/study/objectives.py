@@ -168,7 +168,7 @@ SIZES = {
             "checkpointing_steps": 300,
             "checkpoints_total_limit": 5,
         },
-        learning_rates=(8e-3, 1.6e-2, 3.2e-2, 6.4e-2),
+        learning_rates=(8e-3, 1.6e-2, 3.2e-2),
         rate_steps=300,
         num_views=6,
         finetuning={
