@@ -30,9 +30,9 @@ def main() -> None:
     parser.add_argument("--run_dir", type=Path, help="Output folder of a finished run; trains one if not given.")
     run_dir = parser.parse_args().run_dir
     if run_dir is None:
-        run_dir = ROOT / "outputs" / "pretrain-tiny-cpu"
+        run_dir = ROOT / "outputs" / "pretrain-tiny-cpu"  # as the recipe has it
         launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-        subprocess.run([*launcher, *COMMAND.split()[2:], "--output_dir", str(run_dir)], cwd=ROOT, check=True)
+        subprocess.run([*launcher, *COMMAND.split()[2:]], cwd=ROOT, check=True)
     write_results(run_dir)
     draw_prediction(run_dir, ROOT / "docs" / "motion.png", "Held-out clip")
 

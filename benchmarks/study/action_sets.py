@@ -35,9 +35,9 @@ class ActionSet:
 def write_manifests(data: Path, folder: Path) -> tuple[list[ActionSet], dict[str, Path]]:
     """Write manifests of every set's parts, and of the parts of all sets together; return them.
 
-    A video without a group in DATA/manifest.csv is a group of its own. A group called CLASS_x there is x in all classes:
-    videos of several classes may be of one scene. The training parts together are also there as
-    two: "validation", every fifth group of a set in random order, and "fit", the rest.
+    A video without a group in DATA/manifest.csv is a group of its own. A group called CLASS_x there is x in all
+    classes: videos of several classes may be of one scene. The training parts together are also there as two:
+    "validation", every fifth group of a set in random order, and "fit", the rest.
 
     Raises:
         SystemExit: If `data` holds no set with both parts.
