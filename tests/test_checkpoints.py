@@ -162,8 +162,8 @@ def test_sizes_are_read_off_the_tensors(checkpoint):
     assert (config.decoder_hidden_size, config.decoder_num_hidden_layers) == (DECODER_WIDTH, 2)
     assert (config.patch_size, config.tubelet_size, config.motion_head_hidden_size) == (PATCH, TUBELET, HEAD_HIDDEN)
     assert config.motion_targets == {
-        "shape": {"size": 5, "activation": "sigmoid", "weight": 54.0},
-        "position": {"size": 3, "activation": "tanh", "weight": 16.0},
+        "shape": {"size": 5, "activation": "sigmoid", "weight": 54.0, "visible_weight": 0.0},
+        "position": {"size": 3, "activation": "tanh", "weight": 16.0, "visible_weight": 0.0},
     }
 
 
