@@ -106,6 +106,11 @@ def head_options(target: MotionTarget, config: TargetConfig) -> dict[str, Any]:
     }
 
 
+def takes_visible_weight(name: str) -> bool:
+    """Return whether a target is known and has the option, which targets may leave out."""
+    return "visible_weight" in getattr(MOTION_TARGETS.get(name), "__dataclass_fields__", {})
+
+
 def written_options(name: str, own: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a target with its defaults: a file must mean the same once a default is another.
 
@@ -135,5 +140,6 @@ __all__ = [
     "build_targets",
     "head_options",
     "histogram_of_gradients",
+    "takes_visible_weight",
     "written_options",
 ]

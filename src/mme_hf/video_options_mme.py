@@ -10,7 +10,7 @@ from transformers.processing_utils import VideosKwargs
 
 from .frame_sampling_mme import FRAME_SAMPLINGS
 from .masking_mme import check_mask_ratio, check_mask_type, check_motion_strength
-from .motion_targets_mme import MOTION_TARGETS, build_targets
+from .motion_targets_mme import build_targets, takes_visible_weight
 from .names_mme import KEYS_NOT_KEPT, check_names
 from .trajectories_mme import POINT_LAYOUTS, TRACKERS, check_options
 
@@ -84,9 +84,9 @@ def options_of_file(saved: Mapping[str, Any], owner: str) -> dict[str, Any]:
 
 def _with_visible_weight(target: Any) -> Any:
     """Return an entry of a file's targets, with the option that older files had not."""
-    builder = MOTION_TARGETS.get(target.get("name")) if isinstance(target, Mapping) else None
-    has_option = "visible_weight" in getattr(builder, "__dataclass_fields__", {})
-    return {"visible_weight": 0.0, **target} if has_option else target
+    if isinstance(target, Mapping) and takes_visible_weight(target.get("name")):
+        return {"visible_weight": 0.0, **target}
+    return target
 
 
 def check_option_names(owner: str, given: Mapping[str, Any], known: Collection[str]) -> None:

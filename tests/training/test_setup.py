@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from teachers import save_teacher
 
 from mme_hf import MMEForPreTraining
+from mme_hf.motion_targets_mme import MOTION_TARGETS, PixelsTarget
 from mme_hf.training import PretrainingArguments
 from mme_hf.training.parsing import parse_arguments
 from mme_hf.training.setup import (
@@ -268,6 +269,25 @@ def test_a_loaded_model_keeps_its_visible_weights_or_loses_their_layers(tmp_path
     assert model.config.motion_targets == processor.motion_target_config()
     with pytest.raises(ValueError, match="'position' was trained without a visible_weight, and 1.0 is asked for"):
         build("one", {"shape": {}, "position": {"visible_weight": 1.0}})
+
+
+def test_a_target_of_ones_own_may_leave_the_visible_weight_out(tmp_path, monkeypatch):
+    class Pixels(PixelsTarget):
+        name = "own"
+
+        def __init__(self, weight=1.0):
+            object.__setattr__(self, "weight", weight)
+            object.__setattr__(self, "visible_weight", 0.0)
+
+    monkeypatch.setattr(Pixels, "__dataclass_fields__", {})
+    monkeypatch.setitem(MOTION_TARGETS, "own", Pixels)
+    model, processor = build_model_and_processor(arguments(motion_targets=["own", "position"]))
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    other = arguments(model_name_or_path=str(tmp_path), model_options=None, motion_targets=["own:2", "position"])
+    model, processor = build_model_and_processor(other)
+    assert model.loss_weights == {"own": 2.0, "position": 0.5, "visible_position": 0.5}
+    assert "visible_weight" not in processor.motion_targets["own"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..motion_targets_mme import MOTION_TARGETS
+from ..motion_targets_mme import takes_visible_weight
 from ..video_options_mme import named_targets
 
 if TYPE_CHECKING:
@@ -72,8 +72,9 @@ def set_target_weights(model: MMEForPreTraining, processor: MMEVideoProcessor) -
         ValueError: If the heads that are asked for are not the model's.
     """
     for name, target in model.config.motion_targets.items():
-        kept = {"visible_weight": target.get("visible_weight", 0.0)} if name in MOTION_TARGETS else {}
-        processor.motion_targets[name] = {**kept, **processor.motion_targets[name]}
+        if takes_visible_weight(name):
+            kept = {"visible_weight": target.get("visible_weight", 0.0)}
+            processor.motion_targets[name] = {**kept, **processor.motion_targets[name]}
     wanted = processor.motion_target_config()
     for name, target in model.config.motion_targets.items():
         if target["activation"] != wanted[name]["activation"]:
