@@ -9,6 +9,7 @@ from mme_hf import MMEConfig
 from mme_hf.training.labelled_features import LabelledFeatures, draw_shots, split_by_class
 from mme_hf.training.probes import (
     PROBES,
+    AttentiveHead,
     HeadProtocol,
     ProbeProtocol,
     ProbeResult,
@@ -161,6 +162,22 @@ def test_heads_side_by_side_are_what_each_would_be_alone():
 
     for together, alone in zip(trained([0, 1]), [*trained([0]), *trained([1])], strict=True):
         torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_an_attentive_head_is_the_classifiers_attentive_pooler(qkv_bias):
+    torch.manual_seed(0)
+    head = AttentiveHead(MMEConfig(**{**CONFIG.to_dict(), "qkv_bias": qkv_bias}))
+    for parameter in head.parameters():
+        nn.init.normal_(parameter)  # biases, the query and the last layer start as zeros or nearly
+    tokens = torch.randn(4, 5, 8)
+    expected = head.classifier(head.fc_norm(head.pooler(tokens)))
+    torch.testing.assert_close(head(tokens), expected)
+
+    of_expected = torch.autograd.grad(expected.square().sum(), list(head.parameters()))
+    of_head = torch.autograd.grad(head(tokens).square().sum(), list(head.parameters()))
+    for found, wanted in zip(of_head, of_expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3)
 
 
 def test_the_best_of_equals_is_the_surest():
