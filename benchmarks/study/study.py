@@ -169,9 +169,8 @@ class Study:
         return {
             **common,
             "configuration": self.configuration(row, seed, rate),
+            "facts": facts,
             "explained_shares": results["explained_share"],
-            "pretraining_seconds": facts["seconds"],
-            "clips_per_second": facts["num_steps"] * facts["global_batch_size"] / facts["seconds"],
             "probes": probes,
         }
 

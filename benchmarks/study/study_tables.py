@@ -137,13 +137,14 @@ def rate_table(evidence: Evidence) -> str:
 def cost_table(evidence: Evidence) -> str:
     lines = []
     for name, _ in _rows_and_seeds(evidence):
-        found = [one for (row, _), one in evidence.pretrainings.items() if row == name and "clips_per_second" in one]
-        if found:
-            speed, minutes = (
-                statistics.mean(one[key] for one in found) for key in ("clips_per_second", "pretraining_seconds")
+        runs = [one["facts"] for (row, _), one in evidence.pretrainings.items() if row == name and "facts" in one]
+        if runs:
+            seconds = statistics.mean(run["seconds"] for run in runs)
+            num_clips = statistics.mean(run["num_steps"] * run["global_batch_size"] for run in runs)
+            devices = sorted({run["machine"] for run in runs})
+            lines.append(
+                [BY_NAME[name].about, f"{num_clips / seconds:.1f}", f"{seconds / 60:.1f}", ", ".join(devices)]
             )
-            devices = sorted({one["machine"] for one in found})
-            lines.append([BY_NAME[name].about, f"{speed:.1f}", f"{minutes / 60:.1f}", ", ".join(devices)])
     return table(["pre-trained to predict", "clips/s", "minutes", "machine"], lines)
 
 
