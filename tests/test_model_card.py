@@ -24,6 +24,7 @@ from mme_hf.model_card import (
     write_model_card,
 )
 from mme_hf.model_card_facts import hub_id, license_of
+from mme_hf.model_card_results import ResultSection
 from mme_hf.published_models import published_model, published_models
 from mme_hf.training.classification_report import hub_results
 from mme_hf.training.finetuning_arguments import FinetuningArguments
@@ -119,6 +120,28 @@ def test_where_nothing_was_measured_nothing_is_claimed(task):
     parsed = card(results=None, task=task)
     assert "so nothing is claimed" in parsed.text and parsed.data.eval_results is None and parsed.data.metrics is None
     assert "a stream of videos" in card(num_videos=None).text
+
+
+@pytest.mark.parametrize(
+    ("visible_weight", "words"), [(0.5, "values, those of visible patches too)"), (0.0, "values)")]
+)
+def test_the_card_says_whether_visible_patches_were_predicted(visible_weight, words):
+    target = {"size": 32, "activation": "linear", "weight": 1.0, "visible_weight": visible_weight}
+    assert (
+        f"targets `position` (32 {words}, from points"
+        in card(config=preset_config("tiny", motion_targets={"position": target})).text
+    )
+
+
+def test_further_figures_stand_below_those_of_the_run():
+    section = ResultSection("Probes", "Of frozen features.", ("set", "linear"), [("walks", "61.0")])
+    options = {"config": preset_config("tiny"), "processor": MMEVideoProcessor(**PROCESSOR), "facts": facts()}
+    text = str(model_card(**options, results=SHARES, more_sections=[section]))
+    assert (
+        text.index("| position | 0.051 |")
+        < text.index("## Probes\n\nOf frozen features.")
+        < text.index("| walks | 61.0 |")
+    )
 
 
 def test_a_figure_that_is_none_is_shown_but_not_given_to_the_hub():

@@ -111,6 +111,7 @@ def model_card(
     facts: TrainingFacts | ConversionFacts,
     results: Mapping[str, Any] | None = None,
     evaluation: Mapping[str, Any] | None = None,
+    more_sections: Sequence[ResultSection] = (),
     has_remote_code: bool = False,
 ) -> ModelCard:
     """Return the card of a checkpoint, with the Hub's metadata on top and its figures in them as a model-index.
@@ -121,13 +122,14 @@ def model_card(
         facts: How the weights came to be.
         results: As in `eval_results.json` of a run; None if nothing was measured.
         evaluation: As `examples/evaluate.py` writes it, shown instead of `results`; None for none.
+        more_sections: Further figures, below these.
         has_remote_code: Whether the code that opens it lies beside it.
 
     Raises:
         ValueError: If the evaluation is of other classes than the model's.
     """
     published = _published(facts)
-    sections = result_sections(config, facts, published, results, evaluation)
+    sections = [*result_sections(config, facts, published, results, evaluation), *more_sections]
     card = ModelCard.from_template(
         _metadata(facts, published, sections),
         template_path=str(TEMPLATE),
@@ -232,13 +234,18 @@ def _data_text(
     sampling = strides if processor.frame_sampling == "dense" else "one of each of equal parts of the video"
     text = f"Clips of {processor.num_frames} frames, {sampling}, {height} x {width} pixels"
     if facts.task == "pretraining":
-        targets = ", ".join(f"`{name}` ({target['size']} values)" for name, target in config.motion_targets.items())
+        targets = ", ".join(_target_text(name, target) for name, target in config.motion_targets.items())
         text += f"; {processor.mask_ratio:.0%} of the patches hidden; targets {targets}, from points followed over "
         text += f"{processor.trajectory_num_steps} raw frames"
         whose = "here by" if published else "by"
         text += f", {whose} the tracker `{processor.tracker}`"
         text += ", in training by the authors' own" if published else ""
     return f"{_data_words(facts, published)} {text}."
+
+
+def _target_text(name: str, target: Mapping[str, Any]) -> str:
+    of_all = ", those of visible patches too" if target.get("visible_weight") else ""
+    return f"`{name}` ({target['size']} values{of_all})"
 
 
 def _data_words(facts: TrainingFacts | ConversionFacts, published: PublishedModel | None) -> str:
