@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 STUDY = Path(__file__).parents[1] / "benchmarks" / "study"
 sys.path.insert(0, str(STUDY))
 
 from action_sets import read_lines, thinned, write_manifests  # noqa: E402
 from evidence import Evidence, Measured, paired_bootstrap  # noqa: E402
+from handmade import direction_votes  # noqa: E402
+from motion_readout import ridge  # noqa: E402
 from objectives import ROWS  # noqa: E402
 
 from mme_hf import open_video  # noqa: E402
@@ -99,6 +102,23 @@ def test_a_curve_begins_with_random_weights_and_ends_with_the_model(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.json").write_text(json.dumps(found))
     assert Evidence(tmp_path).curve("mme", "one") == [(0, 0.1), (5, 0.2), (50, 0.3), (100, 0.4)]
+
+
+def test_displacements_vote_for_their_direction_by_their_length():
+    # 3 px to the right, 2 px down, 0.1 px to the left; y points down, so down is a quarter turn: bin 2 of 8.
+    votes = direction_votes(torch.tensor([[3.0, 0.0], [0.0, 2.0], [-0.1, 0.0]]))
+    expected = [[3.0, *[0.0] * 8], [0.0, 0.0, 2.0, *[0.0] * 6], [*[0.0] * 8, 1.0]]
+    torch.testing.assert_close(votes, torch.tensor(expected))
+
+
+def test_a_linear_map_is_found_and_what_is_no_linear_map_is_not():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(5000, 4, generator=generator)
+    weights = torch.tensor([[2.0], [0.0], [-1.0], [0.0]])
+    # Features have variance 1, so a penalty of 1 % of it takes 1 % of each weight.
+    torch.testing.assert_close(ridge(features, features @ weights), weights / 1.01, rtol=0, atol=0.005)
+    noise = torch.randn(5000, 1, generator=generator)
+    assert ridge(features, noise).abs().max() < 0.05
 
 
 @pytest.mark.slow

@@ -46,6 +46,7 @@ class Evidence:
         self.handmade = {found["set"]: found["handmade"] for found in handmade}
         tracks = [json.loads(path.read_text()) for path in sorted((folder / "tracks").glob("*.json"))]
         self.tracks = {found["set"]: found["tracks"] for found in tracks}
+        self.readouts = _by_row_and_seed(folder / "readout")
         self.curves = _by_row_and_seed(folder / "curves")
         self.pictures = _by_row_and_seed(folder / "pictures")
         probed = {name for found in self.pretrainings.values() for name in found["probes"]}
@@ -81,6 +82,15 @@ class Evidence:
                 if key[0] == row:
                     shares.setdefault(target, []).append(share)
         return {target: Measured(tuple(values)) for target, values in shares.items()}
+
+    def readout(self, row: str, actions: str) -> tuple[Measured, Measured]:
+        """Return how much motion is read from features, and what it is right about, over the seeds of pre-training."""
+        keys = [key for key in sorted(self.readouts) if key[0] == row]
+        found = [self.readouts[key]["readout"][actions] for key in keys]
+        return (
+            Measured(tuple(one["explained"] for one in found)),
+            Measured(tuple(one["read"]["test_top1"] for one in found)),
+        )
 
     def is_right(self, row: str, probe: str, actions: str) -> dict[int, list[bool]]:
         """Return, by seed, which test videos a probe was right about."""

@@ -83,15 +83,23 @@ def hof_of(frames: torch.Tensor) -> torch.Tensor:
     """Return the histogram of flow directions of a video (T, 3, H, W), in parts of its time and frame."""
     pairs = [(first, first + 1) for first in range(len(frames) - 1)]
     flow = torch.cat([DISFlow()(frames, pairs[start : start + 32]) for start in range(0, len(pairs), 32)])
-    speed = flow.norm(dim=1)
-    angle = torch.atan2(flow[:, 1], flow[:, 0]) / (2 * torch.pi) % 1
-    bins = (angle * _NUM_BINS).long().clamp_max(_NUM_BINS - 1)
-    votes = torch.zeros(len(flow), _NUM_BINS + 1, *flow.shape[-2:])
-    votes.scatter_(1, bins[:, None], speed[:, None])
+    votes = direction_votes(flow.movedim(1, -1)).movedim(-1, 0)
+    return torch.nn.functional.adaptive_avg_pool3d(votes[None], _FLOW_PARTS).flatten()
+
+
+def direction_votes(displacements: torch.Tensor) -> torch.Tensor:
+    """Return what displacements (..., 2) in pixels a frame add to a histogram of directions, shape (..., 9).
+
+    A displacement votes for its direction by its length; a slow one for the last bin, by 1.
+    """
+    speed = displacements.norm(dim=-1)
+    x, y = displacements.unbind(-1)
+    bins = (torch.atan2(y, x) / (2 * torch.pi) % 1 * _NUM_BINS).long().clamp_max(_NUM_BINS - 1)
+    votes = torch.zeros(*speed.shape, _NUM_BINS + 1).scatter_(-1, bins[..., None], speed[..., None])
     is_slow = speed < _SLOW_PX
-    votes *= ~is_slow[:, None]
-    votes[:, -1] = is_slow.float()
-    return torch.nn.functional.adaptive_avg_pool3d(votes.transpose(0, 1)[None], _FLOW_PARTS).flatten()
+    votes *= ~is_slow[..., None]
+    votes[..., -1] = is_slow.float()
+    return votes
 
 
 def _root(histogram: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from action_sets import ActionSet
 from handmade import labelled
 from objectives import FRAME_STRIDE
+from transformers import BatchFeature
 
 from mme_hf import MMEConfig, MMEVideoProcessor
 from mme_hf.data import ClipSampling, build_clip_loader
@@ -33,7 +35,8 @@ def judge_tracks(actions: ActionSet, num_views: int, config: MMEConfig) -> dict[
     Raises:
         ValueError: If a video cannot be read.
     """
-    values = {part: _labels(getattr(actions, part), num_views, config) for part in ("train", "test")}
+    batches = {part: measured_clips(getattr(actions, part), num_views, config) for part in ("train", "test")}
+    values = {part: torch.stack([clips["labels"] for clips in own]) for part, own in batches.items()}
     size = values["train"].shape[-1]
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(size, config.hidden_size, generator=generator) / size**0.5
@@ -51,8 +54,14 @@ def judge_tracks(actions: ActionSet, num_views: int, config: MMEConfig) -> dict[
     return {"set": actions.name, "tracks": results}
 
 
-def _labels(manifest: Path, num_views: int, config: MMEConfig) -> torch.Tensor:
-    """Return the labels of `position` of every video's clips, shape (videos, clips, tokens, values)."""
+def measured_clips(manifest: Path, num_views: int, config: MMEConfig) -> Iterator[BatchFeature]:
+    """Yield the clips of one video after the other, with `pixel_values`, and `labels` of `position`.
+
+    Args:
+        manifest: Of the videos.
+        num_views: Clips of a video, evenly spaced in time.
+        config: Sizes of clips.
+    """
     height, width = config.frame_size
     processor = MMEVideoProcessor(
         size={"shortest_edge": min(height, width)},
@@ -70,4 +79,4 @@ def _labels(manifest: Path, num_views: int, config: MMEConfig) -> torch.Tensor:
         shuffle=False,
         num_epochs=1,
     )
-    return torch.stack([batch["inputs"]["labels"] for batch in loader if batch["sources"]])
+    yield from (batch["inputs"] for batch in loader if batch["sources"])

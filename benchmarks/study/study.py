@@ -25,13 +25,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from action_sets import ActionSet, read_lines, thinned, write_manifests
 from handmade import judge_handmade
 from measured_tracks import judge_tracks
+from motion_readout import judge_readout
 from objectives import BY_NAME, FRAME_STRIDE, ROWS, SIZES, Row
 from study_tables import write_all
 
-from mme_hf import MMEConfig, preset_config
+from mme_hf import MMEConfig, MMEModel, preset_config
 from mme_hf.model_card_facts import current_machine, current_versions
 from mme_hf.training.optimization import check_optimizer
 
@@ -110,10 +112,11 @@ class Study:
             yield f"pictures/{row.name}-0", lambda row=row: self.draw(row)
 
     def pieces_of(self, rows: list[Row], seeds: range) -> Iterator[tuple[str, Any]]:
-        """Yield the pre-trainings with probes of all rows, seed by seed, then the fine-tunings."""
+        """Yield the pre-trainings with probes and readouts of all rows, seed by seed, then the fine-tunings."""
         for seed in seeds:
             for row in rows:
                 yield f"pretraining/{row.name}-{seed}", lambda row=row, seed=seed: self.pretrain_and_probe(row, seed)
+                yield f"readout/{row.name}-{seed}", lambda row=row, seed=seed: self.judge_readout(row, seed)
         for seed in seeds[: self.size.num_finetuning_seeds]:
             for row in rows:
                 for actions in self.sets:
@@ -173,6 +176,16 @@ class Study:
             "explained_shares": results["explained_share"],
             "probes": probes,
         }
+
+    def judge_readout(self, row: Row, seed: int) -> dict[str, Any]:
+        """Return what a linear map reads of the motion in all sets from a row's features."""
+        if row.flags is None:
+            torch.manual_seed(seed)
+            model = MMEModel(self.encoder_config())
+        else:
+            model = MMEModel.from_pretrained(self.work_dir / "pretraining" / f"{row.name}-{seed}")
+        found = {actions.name: judge_readout(actions, model.eval(), self.size.num_views) for actions in self.sets}
+        return {"row": row.name, "seed": seed, "readout": found}
 
     def probe_checkpoints(self, row: Row) -> dict[str, Any]:
         """Return what the attentive probe makes of the checkpoints of a row's first seed."""

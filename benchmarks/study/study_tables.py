@@ -42,6 +42,9 @@ def write_all(results_dir: Path, size: str) -> None:
         "and standard deviation (of a sample) over seeds of pre-training. No choice is made on test videos.",
         "## Frozen features",
         *(f"### {probe.capitalize()} probe\n\n{probe_table(evidence, probe)}" for probe in PROBES),
+        "### Motion that is read from features\n\nBy a linear map to the histogram of directions of a token's points, "
+        "fitted without labels of classes. Explained: share of its variance in test clips. Right: the linear probe of "
+        "what is read, averaged in 3 x 3 parts of the frame.\n\n" + readout_table(evidence),
         "## Fine-tuned\n\n" + finetuning_table(evidence),
         "## Differences\n\nOf the attentive probe, in points, with the 95 % interval of a paired bootstrap over seeds "
         "and videos.\n\n" + difference_table(evidence),
@@ -87,6 +90,20 @@ def probe_table(evidence: Evidence, probe: str) -> str:
         figures = [Measured((found[actions],) if actions in found else ()) for actions in evidence.sets]
         lines.append(["no model: the measured motion of all tokens", *figures, 1])
     return table(["pre-trained to predict", *evidence.sets, "seeds"], lines)
+
+
+def readout_table(evidence: Evidence) -> str:
+    names = [row.name for row in ROWS if any(name == row.name for name, _ in evidence.readouts)]
+    lines = []
+    for name in names:
+        found = [evidence.readout(name, actions) for actions in evidence.sets]
+        lines.append([BY_NAME[name].about, *(cell for pair in found for cell in pair)])
+    if evidence.readouts:
+        some = next(iter(evidence.readouts.values()))["readout"]
+        right = [Measured((some[actions]["measured"]["test_top1"],)) for actions in evidence.sets]
+        lines.append(["no model: the measured motion", *(cell for one in right for cell in (Measured((1.0,)), one))])
+    head = [words for actions in evidence.sets for words in (f"{actions} explained", f"{actions} right")]
+    return table(["pre-trained to predict", *head], lines)
 
 
 def finetuning_table(evidence: Evidence) -> str:
@@ -142,9 +159,7 @@ def cost_table(evidence: Evidence) -> str:
             seconds = statistics.mean(run["seconds"] for run in runs)
             num_clips = statistics.mean(run["num_steps"] * run["global_batch_size"] for run in runs)
             devices = sorted({run["machine"] for run in runs})
-            lines.append(
-                [BY_NAME[name].about, f"{num_clips / seconds:.1f}", f"{seconds / 60:.1f}", ", ".join(devices)]
-            )
+            lines.append([BY_NAME[name].about, f"{num_clips / seconds:.1f}", f"{seconds / 60:.1f}", ", ".join(devices)])
     return table(["pre-trained to predict", "clips/s", "minutes", "machine"], lines)
 
 
