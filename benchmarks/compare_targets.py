@@ -35,12 +35,14 @@ SETS = (
     *(f'{{"position": {{"normalization": "{name}"}}}}' for name in NORMALIZATIONS[1:]),  # the first is the default
     "shape_along_track",
     "flow",
+    "flow_histogram",
     "pixels",
     "features",
     "shape position",
     "shape:15 position",
     "pixels position",
-    "shape position shape_along_track flow pixels features",
+    "shape position flow_histogram",
+    "shape position shape_along_track flow flow_histogram pixels features",
 )
 BATCH_SIZE = 16
 NUM_TRAINING_BATCHES = 16

@@ -10,6 +10,7 @@ from mme_hf.modeling_mme import MMEForPreTraining
 from mme_hf.motion_targets_mme import (
     MOTION_TARGETS,
     REFERENCE_MOTION,
+    FlowHistogramTarget,
     FlowTarget,
     MotionClip,
     PixelsTarget,
@@ -75,6 +76,11 @@ def test_reference_options_build():
         (lambda: PositionTarget(still_step_px=0), "position: still_step_px \\(0\\) must be a number above 0"),
         (lambda: FlowTarget(max_displacement_px=-1.0), "flow: max_displacement_px \\(-1.0\\) must be a number"),
         (lambda: FlowTarget(scale_px="2"), "flow: scale_px \\('2'\\) must be a number above 0"),
+        (
+            lambda: FlowHistogramTarget(num_bins=1),
+            "flow_histogram: num_bins \\(1\\) must be a whole number of at least 2",
+        ),
+        (lambda: FlowHistogramTarget(scale_px=0), "flow_histogram: scale_px \\(0\\) must be a number above 0"),
         (lambda: FlowTarget(validity="some"), "flow: validity \\('some'\\) must be one of"),
         (lambda: ShapeAlongTrackTarget(num_bins=1), "shape_along_track: num_bins \\(1\\)"),
         (lambda: ShapeAlongTrackTarget(token_rule="most"), "shape_along_track: token_rule \\('most'\\)"),
@@ -105,7 +111,15 @@ def test_table_names_are_the_targets_own():
 
 SMALL = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, "num_frames": 4, "frame_stride": 2}
 # Not in alphabetical order, which JSON with sorted keys would bring back; every one with a weight.
-ALL = {"shape": 10.0, "position": 0.5, "pixels": 1.5, "flow": 2.0, "shape_along_track": 5.0, "features": 0.25}
+ALL = {
+    "shape": 10.0,
+    "position": 0.5,
+    "pixels": 1.5,
+    "flow": 2.0,
+    "shape_along_track": 5.0,
+    "features": 0.25,
+    "flow_histogram": 0.75,
+}
 COMBINATIONS = [*([name] for name in ALL), ["position", "pixels"], list(ALL)]
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mme_hf.motion_clip_mme import MotionClip
-from mme_hf.position_target_mme import FlowTarget, PositionTarget
+from mme_hf.position_target_mme import FlowHistogramTarget, FlowTarget, PositionTarget
 from mme_hf.trajectories_mme import Trajectories, grid_points
 
 
@@ -158,3 +158,31 @@ def test_flow_counts_while_its_two_frames_are_seen():
     assert FlowTarget()(clip_of(), tracks)[1].tolist() == [True, True, False, True]
     assert FlowTarget(validity="read_positions")(clip_of(), tracks)[1].all()
     assert FlowTarget(token_rule="any")(clip_of(), tracks)[1].all()
+
+
+def test_a_histogram_of_directions_by_hand():
+    # The points of the first token over two steps; y points down. Scale 0.5 px: lengths of 4, 6 and 0.4 units.
+    displacements = torch.zeros(2, 2, 8, 2)
+    displacements[0, 0, 0] = torch.tensor([2.0, 0.0])  # to the right: bin 0
+    displacements[0, 1, 1] = torch.tensor([0.0, -3.0])  # up, three quarters of a turn: bin 6
+    displacements[0, 0, 4] = torch.tensor([-0.2, 0.0])  # to the left, bin 4, and slower than the scale
+    angle = 2 * math.pi * (3 - 0.25) / 8  # three quarters of the way from bin 2 to bin 3
+    displacements[0, 1, 5] = 2 * torch.tensor([math.cos(angle), math.sin(angle)])
+    values, counts = FlowHistogramTarget(scale_px=0.5)(clip_of(), tracks_from(displacements))
+    votes = {0: math.asinh(4), 6: math.asinh(6), 4: math.asinh(0.4), 2: math.asinh(4) / 4, 3: 3 * math.asinh(4) / 4}
+    # Of the 8 displacements of 4 points and 2 steps, 5 are slower than the scale.
+    expected = [votes.get(number, 0.0) / 8 for number in range(8)] + [5 / 8]
+    assert values.shape == (4, 9) and counts.all()
+    torch.testing.assert_close(values[0], torch.tensor(expected), atol=1e-6, rtol=1e-5)
+    assert values[1].tolist() == [0.0] * 8 + [1.0]  # at rest
+
+
+def test_a_histogram_does_not_depend_on_resolution_and_is_limited():
+    assert FlowHistogramTarget(num_bins=4).size(None) == 5
+    small, _ = FlowHistogramTarget()(clip_of(), tracks_from(torch.full((2, 1, 8, 2), 0.5)))
+    large, _ = FlowHistogramTarget()(clip_of(size=(32, 64)), tracks_from(torch.full((2, 1, 32, 2), 1.0), size=(32, 64)))
+    torch.testing.assert_close(small[0], large[0])
+    scale = 16 / 112 / 5
+    assert small[0, 1].item() == pytest.approx(math.asinh(0.5 * math.sqrt(2) / scale))
+    far, _ = FlowHistogramTarget(scale_px=1.0)(clip_of(), tracks_from(torch.full((2, 1, 8, 2), 1000.0)))
+    assert far[0, 1].item() == pytest.approx(math.asinh(20 * math.sqrt(2)))

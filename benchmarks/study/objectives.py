@@ -62,6 +62,12 @@ ROWS = (
         _targets(shape={"visible_weight": 0.0}, position={"visible_weight": 0.0}),
     ),
     Row(
+        "flow_histogram",
+        "mme and the histogram of its points' directions",
+        _targets(shape={}, position={}, flow_histogram={}),
+        rate_of="mme",
+    ),
+    Row(
         "pixels_gain_1",
         "pixels, differences between frames not amplified at the start",
         {**_targets(pixels={}), "model_options": json.dumps({"frame_difference_gain": 1.0})},

@@ -13,7 +13,7 @@ import torch
 from .appearance_targets_mme import FeaturesTarget, PixelsTarget
 from .hog_mme import histogram_of_gradients
 from .motion_clip_mme import MotionClip, TargetConfig
-from .position_target_mme import FlowTarget, PositionTarget
+from .position_target_mme import FlowHistogramTarget, FlowTarget, PositionTarget
 from .shape_targets_mme import ShapeAlongTrackTarget, ShapeTarget
 from .trajectories_mme import Trajectories, check_options
 
@@ -46,7 +46,15 @@ class MotionTarget(Protocol):
 
 MOTION_TARGETS: dict[str, type] = {
     target.name: target
-    for target in (ShapeTarget, PositionTarget, ShapeAlongTrackTarget, FlowTarget, PixelsTarget, FeaturesTarget)
+    for target in (
+        ShapeTarget,
+        PositionTarget,
+        ShapeAlongTrackTarget,
+        FlowTarget,
+        FlowHistogramTarget,
+        PixelsTarget,
+        FeaturesTarget,
+    )
 }
 
 # Processor options that give the behaviour of the published code; "fixed" normalization gives its "none" variant.
@@ -129,6 +137,7 @@ __all__ = [
     "MOTION_TARGETS",
     "REFERENCE_MOTION",
     "FeaturesTarget",
+    "FlowHistogramTarget",
     "FlowTarget",
     "MotionClip",
     "MotionTarget",

@@ -100,6 +100,8 @@ def mirrored(target, values):
     if target.name in steps:
         flipped = values.unflatten(-1, (2, steps[target.name], 2, 2)).flip(-1)
         return (flipped * torch.tensor([-1.0, 1.0])[:, None, None, None]).flatten(1)
+    if target.name == "flow_histogram":  # k eighths of a turn become 4 - k, and rest stays rest
+        return values.flatten(1)[:, [4, 3, 2, 1, 0, 7, 6, 5, 8]]
     if target.name == "pixels":
         return values.unflatten(-1, (2, 16, 16, 3)).flip(-2).flatten(1)
     # Left and right change sides: an orientation of k bins becomes one of 9 - k, and 0 stays.
