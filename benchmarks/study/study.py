@@ -9,7 +9,8 @@ is chosen on it. The real scripts are run (`examples/pretrain.py`, `probe.py`, `
 
 The work is a list of pieces. What a piece found is a JSON file in benchmarks/study/results/SIZE, and a piece that has
 one is not run again; one that was stopped goes on from its last checkpoint in --work_dir. `--minutes 60` begins no
-piece after an hour, `--rows` and `--num_seeds` choose some of them. Tables and plots are made anew after every piece.
+piece after an hour, `--rows`, `--num_seeds` and `--kinds` choose some of them. Tables and plots are made anew after
+every piece.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from mme_hf.training.optimization import check_optimizer
 
 STUDY = Path(__file__).resolve().parent
 REPOSITORY = STUDY.parents[1]
+# Of pieces: folders of the results.
+KINDS = ("handmade", "tracks", "rates", "pretraining", "readout", "finetuning", "curves", "pictures")
 
 
 def main() -> None:
@@ -47,6 +50,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="cpu")
     parser.add_argument("--rows", nargs="+", choices=BY_NAME, default=list(BY_NAME), help="Default: all, in order.")
     parser.add_argument("--num_seeds", type=int, default=3, help="Of the rows that are run with several.")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="Of pieces. Default: all.")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="Begin no piece after so many.")
     parser.add_argument("--work_dir", type=Path, default=REPOSITORY / "outputs" / "study", help="Weights, features.")
     parser.add_argument("--results_dir", type=Path, default=STUDY / "results")
@@ -72,7 +76,7 @@ class Study:
         """Run every piece that has no result yet, while there is time."""
         for name, compute in self.pieces():
             path = self.results_dir / f"{name}.json"
-            if path.exists():
+            if path.exists() or name.split("/")[0] not in self.args.kinds:
                 continue
             if time.monotonic() > self.deadline:
                 print("out of time; the same command goes on from here")
