@@ -1,8 +1,9 @@
 """Render every card of this folder, its index and the copy of the template: `python model_cards/render.py`.
 
-The figures come from three files: those of the authors from src/mme_hf/published_models.json, our own from
-benchmarks/results/explained_share.json and finetuning.json, which the benchmarks write. Sizes and inputs come from the
-recipes in examples/configs. Nothing is typed into a card; `--check` says which cards are not what their sources give.
+The figures come from files: those of the authors from src/mme_hf/published_models.json, our own from
+benchmarks/results/explained_share.json and finetuning.json, which the benchmarks write, and from the results of
+benchmarks/study. Sizes and inputs come from the recipes in examples/configs. Nothing is typed into a card; `--check`
+says which cards are not what their sources give.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import yaml
 
 from mme_hf import MMEConfig, MMEVideoProcessor, preset_config
 from mme_hf.model_card import TEMPLATE, ConversionFacts, TrainingFacts, model_card
+from mme_hf.model_card_results import ResultSection
 from mme_hf.published_models import PublishedModel, published_models, published_source
 from mme_hf.training import PretrainingArguments, parse_arguments
 from mme_hf.training.finetuning_arguments import FinetuningArguments
@@ -24,6 +26,11 @@ from mme_hf.training.setup import build_model_and_processor
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
+STUDY = ROOT / "benchmarks" / "study"
+sys.path.append(str(STUDY))
+from evidence import Evidence  # noqa: E402
+from objectives import BY_NAME  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
 _LAYOUTS = {"pretraining": "MME pre-training", "classification": "MME or VideoMAE classifier"}
 _INDEX = """# Model cards
@@ -47,6 +54,7 @@ Our own, small, made on two CPU cores, with measured figures:
 | card | trained on | recipe | measured |
 |---|---|---|---|
 {own}
+{study}
 """
 
 
@@ -63,7 +71,8 @@ def rendered() -> dict[str, str]:
     for name, start in (("finetune-tiny", "random weights"), ("finetune-tiny-pretrained", "pre-training")):
         files[f"{name}.md"], data, top1 = finetuning_card("finetune-tiny", start)
         own_rows.append((name, f"{data}, from {start}", "finetune-tiny.yaml", f"top-1: {top1}"))
-    tables = {"published": _rows(published_rows), "own": _rows(own_rows)}
+    files["study-mme.md"], study_row = study_card("mme")
+    tables = {"published": _rows(published_rows), "own": _rows(own_rows), "study": study_row}
     files["README.md"] = _INDEX.format(**tables, **published_source())
     return files
 
@@ -105,6 +114,42 @@ def finetuning_card(recipe: str, start: str) -> tuple[str, str, str]:
     config, processor = _classifier_of(args, labels)
     card = model_card(config=config, processor=processor, facts=facts, evaluation=evaluation)
     return str(card), facts.data_name, f"{evaluation['top1']:.3f}"
+
+
+def study_card(row: str) -> tuple[str, str]:
+    """Return the card of a row of the study, seed 0, and its line in the index."""
+    evidence = Evidence(STUDY / "results" / "cpu")
+    found = evidence.pretrainings[row, 0]
+    data_name = f"the training parts of {', '.join(evidence.sets)}"
+    facts = TrainingFacts(**{**found["facts"], "data_name": data_name})
+    words = ["--train_manifest", facts.settings["train_manifest"]]
+    for name, value in found["configuration"].items():
+        words += [f"--{name}", str(value)]
+    model, processor = build_model_and_processor(parse_arguments(PretrainingArguments, words))
+    results = {"dataset": "the test parts of the same sets", "explained_share": found["explained_shares"]}
+    options = {"facts": facts, "results": results, "more_sections": [_study_section(evidence, row)]}
+    card = str(model_card(config=model.config, processor=processor, **options))
+    shares = ", ".join(f"{name} {share:.3f}" for name, share in found["explained_shares"].items())
+    line = f"| [study-{row}](study-{row}.md) | {data_name} | [study](../benchmarks/study/README.md) | {shares} |"
+    return card, line
+
+
+def _study_section(evidence: Evidence, row: str) -> ResultSection:
+    """Return what models of a row are right about, those of its rivals beside it."""
+    rows = []
+    for name in (row, "pixels", "random"):
+        for probe in ("linear", "attentive", "knn"):
+            figures = [evidence.probe(name, probe, actions) for actions in evidence.sets]
+            rows.append((BY_NAME[name].about, probe, *map(str, figures), str(len(figures[0].values))))
+        figures = [evidence.finetuning(name, actions) for actions in evidence.sets]
+        if any(figure.values for figure in figures):
+            rows.append((BY_NAME[name].about, "fine-tuned", *map(str, figures), "1"))
+    text = (
+        "Percent of the test videos that are right, mean and standard deviation over seeds of pre-training, of which "
+        "this model is the first, by frozen features and fine-tuned. `benchmarks/study` of mme_hf has the protocol, "
+        "intervals and all rows."
+    )
+    return ResultSection("Actions", text, ("pre-trained to predict", "judged by", *evidence.sets, "seeds"), rows)
 
 
 def _classifier_of(args: FinetuningArguments, labels: list[str]) -> tuple[MMEConfig, MMEVideoProcessor]:

@@ -15,10 +15,10 @@ sys.path.insert(0, str(STUDY))
 from action_sets import read_lines, thinned, write_manifests  # noqa: E402
 from evidence import Evidence, Measured, paired_bootstrap  # noqa: E402
 from handmade import direction_votes  # noqa: E402
-from motion_readout import ridge  # noqa: E402
+from motion_readout import judge_readout, ridge  # noqa: E402
 from objectives import ROWS  # noqa: E402
 
-from mme_hf import open_video  # noqa: E402
+from mme_hf import MMEModel, open_video, preset_config  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,15 @@ def test_a_linear_map_is_found_and_what_is_no_linear_map_is_not():
     torch.testing.assert_close(ridge(features, features @ weights), weights / 1.01, rtol=0, atol=0.005)
     noise = torch.randn(5000, 1, generator=generator)
     assert ridge(features, noise).abs().max() < 0.05
+
+
+def test_the_motion_of_every_set_is_read(actions, tmp_path):
+    sets, _ = write_manifests(actions, tmp_path)
+    torch.manual_seed(0)
+    found = judge_readout(sets[0], MMEModel(preset_config("tiny", image_size=32, num_hidden_layers=1)), num_views=1)
+    assert found["set"] == "one" and found["explained"] < 1
+    for name in ("read", "measured"):
+        assert len(found[name]["test_is_right"]) == len(read_lines(sets[0].test)) and 0 <= found[name]["test_top1"] <= 1
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ clip, so a map to it is fitted to hundreds of thousands of tokens, without a lab
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ _PARTS = (3, 3)
 _RIDGE = 0.01
 
 
-@torch.no_grad()
 def judge_readout(actions: ActionSet, model: MMEModel, num_views: int) -> dict[str, Any]:
     """Return how much of the motion of test clips is read from features, and what it tells of the actions in them.
 
@@ -60,6 +60,7 @@ def judge_readout(actions: ActionSet, model: MMEModel, num_views: int) -> dict[s
     return {"set": actions.name, "explained": 1 - (error / variance).item(), **probes}
 
 
+@torch.no_grad()
 def _features_and_motion(model: MMEModel, clips: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     features = model(clips["pixel_values"]).last_hidden_state
     config = model.config
@@ -68,6 +69,7 @@ def _features_and_motion(model: MMEModel, clips: dict[str, torch.Tensor]) -> tup
     return features, direction_votes(displacements).flatten(-3, -2).mean(-2)
 
 
+@torch.no_grad()
 def ridge(inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
     """Return the map (D, values) from standardised inputs (tokens, D) to centred outputs (tokens, values)."""
     products, targets = torch.zeros(inputs.shape[1], inputs.shape[1], dtype=torch.float64), 0.0
@@ -87,5 +89,7 @@ def _probe(actions: ActionSet, motion: dict[str, torch.Tensor], config: MMEConfi
             torch.nn.functional.adaptive_avg_pool2d(grid.flatten(0, 1), _PARTS).flatten(1).unflatten(0, grid.shape[:2])
         )
     train, test, classes = labelled(actions, parts)
+    # A configuration has an even width, and there are 9 bins in 9 parts.
+    train, test = (replace(own, values=torch.nn.functional.pad(own.values, (0, 1))) for own in (train, test))
     head = MMEConfig(hidden_size=train.values.shape[-1], num_attention_heads=1, num_labels=len(classes))
     return vars(run_probe("linear", train, test, head, seed=0))
