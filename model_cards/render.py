@@ -120,27 +120,28 @@ def study_card(row: str) -> tuple[str, str]:
     """Return the card of a row of the study, seed 0, and its line in the index."""
     evidence = Evidence(STUDY / "results" / "cpu")
     found = evidence.pretrainings[row, 0]
-    data_name = f"the training parts of {', '.join(evidence.sets)}"
-    facts = TrainingFacts(**{**found["facts"], "data_name": data_name})
+    names = f"{', '.join(evidence.sets[:-1])} and {evidence.sets[-1]}"
+    facts = TrainingFacts(**{**found["facts"], "data_name": f"{names}, training parts"})
     words = ["--train_manifest", facts.settings["train_manifest"]]
     for name, value in found["configuration"].items():
         words += [f"--{name}", str(value)]
     model, processor = build_model_and_processor(parse_arguments(PretrainingArguments, words))
-    results = {"dataset": "the test parts of the same sets", "explained_share": found["explained_shares"]}
+    results = {"dataset": f"{names}, test parts", "explained_share": found["explained_shares"]}
     options = {"facts": facts, "results": results, "more_sections": [_study_section(evidence, row)]}
     card = str(model_card(config=model.config, processor=processor, **options))
     shares = ", ".join(f"{name} {share:.3f}" for name, share in found["explained_shares"].items())
-    line = f"| [study-{row}](study-{row}.md) | {data_name} | [study](../benchmarks/study/README.md) | {shares} |"
+    line = f"| [study-{row}](study-{row}.md) | {facts.data_name} | [study](../benchmarks/study/README.md) | {shares} |"
     return card, line
 
 
 def _study_section(evidence: Evidence, row: str) -> ResultSection:
     """Return what models of a row are right about, those of its rivals beside it."""
     rows = []
-    for name in (row, "pixels", "random"):
-        for probe in ("linear", "attentive", "knn"):
+    for name in (name for name in (row, "pixels", "random") if (name, 0) in evidence.pretrainings):
+        for probe, words in (("linear", "linear"), ("attentive", "attentive"), ("knn", "kNN")):
             figures = [evidence.probe(name, probe, actions) for actions in evidence.sets]
-            rows.append((BY_NAME[name].about, probe, *map(str, figures), str(len(figures[0].values))))
+            num_seeds = str(len(figures[0].values))
+            rows.append((BY_NAME[name].about, f"{words} probe", *map(str, figures), num_seeds))
         figures = [evidence.finetuning(name, actions) for actions in evidence.sets]
         if any(figure.values for figure in figures):
             rows.append((BY_NAME[name].about, "fine-tuned", *map(str, figures), "1"))

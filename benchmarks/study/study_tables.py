@@ -15,7 +15,7 @@ from handmade import HANDMADE
 from objectives import BY_NAME, ROWS, SIZES
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PROBES = ("linear", "attentive", "knn")
+PROBES = {"linear": "Linear", "attentive": "Attentive", "knn": "kNN"}
 ORDERS = ("forwards", "reversed", "shuffled", "frozen")
 RIVALS = ("pixels", "random")
 _HANDMADE_TEXTS = {
@@ -41,7 +41,7 @@ def write_all(results_dir: Path, size: str) -> None:
         "Written by `study_tables.py` from the JSON files in this folder: percent of test videos that are right, mean "
         "and standard deviation (of a sample) over seeds of pre-training. No choice is made on test videos.",
         "## Frozen features",
-        *(f"### {probe.capitalize()} probe\n\n{probe_table(evidence, probe)}" for probe in PROBES),
+        *(f"### {words} probe\n\n{probe_table(evidence, probe)}" for probe, words in PROBES.items()),
         "### Motion that is read from features\n\nBy a linear map to the histogram of directions of a token's points, "
         "fitted without labels of classes. Explained: share of its variance in test clips. Right: the linear probe of "
         "what is read, averaged in 3 x 3 parts of the frame.\n\n" + readout_table(evidence),
