@@ -184,5 +184,20 @@ def test_a_histogram_does_not_depend_on_resolution_and_is_limited():
     torch.testing.assert_close(small[0], large[0])
     scale = 16 / 112 / 5
     assert small[0, 1].item() == pytest.approx(math.asinh(0.5 * math.sqrt(2) / scale))
-    far, _ = FlowHistogramTarget(scale_px=1.0)(clip_of(), tracks_from(torch.full((2, 1, 8, 2), 1000.0)))
-    assert far[0, 1].item() == pytest.approx(math.asinh(20 * math.sqrt(2)))
+    # 1000 px to the right and 250 down: the length is limited, the direction stays what it is.
+    far, _ = FlowHistogramTarget(scale_px=1.0)(clip_of(), tracks_from(torch.tensor([1000.0, 250.0]).expand(2, 1, 8, 2)))
+    nearness = math.atan2(1, 4) / (math.pi / 4)
+    expected = [math.asinh(20) * (1 - nearness), math.asinh(20) * nearness, *[0.0] * 7]
+    torch.testing.assert_close(far[0], torch.tensor(expected))
+
+
+def test_lost_points_do_not_vote():
+    displacements = torch.zeros(2, 1, 8, 2)
+    displacements[..., 0] = torch.tensor([0.0, 30.0, 2.0, 2.0, torch.nan, 30.0, 2.0, 2.0])
+    tracks = tracks_from(displacements)
+    tracks.is_visible[..., [1, 4, 5]] = False
+    values, counts = FlowHistogramTarget(scale_px=1.0, token_rule="any")(clip_of(), tracks)
+    # Of the first token's points one is seen, at rest; all of the second's move by 2 px to the right.
+    assert counts.all() and values[0].tolist() == [0.0] * 8 + [1.0]
+    torch.testing.assert_close(values[1], torch.tensor([math.asinh(2), *[0.0] * 8]))
+    assert not FlowHistogramTarget()(clip_of(), tracks)[1][0]

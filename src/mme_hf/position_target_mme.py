@@ -243,15 +243,15 @@ class FlowHistogramTarget:
     Index of a value: direction k of num_bins is k / num_bins of a turn from the right towards the bottom; the last
     value is the share of displacements that are shorter than scale_px. Every displacement votes for the two directions
     that it lies between, in proportion to its nearness, by the inverse hyperbolic sine of its length in units of
-    scale_px; votes are averaged over points and steps. Unlike signed displacements, opposite motions do not cancel
-    where values are averaged: over a token, over a clip, or by a network that is unsure.
+    scale_px; votes are averaged over steps and over the points that are valid. Unlike signed displacements, opposite
+    motions do not cancel where values are averaged: over a token, over a clip, or by a network that is unsure.
 
     Attributes:
         num_bins: Directions.
         cell_size_px: One point per cell of this side.
         scale_px: Unit of displacements in pixels per raw frame; None for a fifth of 1/112 of the frame's shorter side
             (0.4 px at 224, 0.2 px at 112), as "arcsinh" of `position` has it.
-        max_displacement_px: Limit of a displacement's components before scaling, pixels per raw frame.
+        max_displacement_px: Limit of a displacement's length before scaling, pixels per raw frame.
         token_rule: A token counts when "all" its points are valid, or "any" of them.
         validity: A point is valid when seen at "every_position" of its track, or at all but the last
             ("read_positions").
@@ -293,17 +293,21 @@ class FlowHistogramTarget:
         """
         grid = point_grid(clip, trajectories, self.cell_size_px)
         side = cells_per_side(clip.patch_size, self.cell_size_px)
-        limit = self.max_displacement_px
         scale = _scale_px(self.scale_px, trajectories.frame_size) * (ARCSINH_SHARE if self.scale_px is None else 1.0)
-        motion = trajectories.displacements.float().clamp(-limit, limit) / scale  # (..., S, L, P, 2)
-        votes = self._votes(motion).mean(-3)  # (..., S, P, size)
-        values = tokens_from_cells(votes.movedim(-1, -2).unflatten(-1, grid), side)
-        counts = tokens_that_count(valid_points(trajectories, self.validity), grid, side, self.token_rule)
-        return values.unflatten(-1, (self.num_bins + 1, -1)).mean(-1), counts
+        valid = valid_points(trajectories, self.validity)  # (..., S, P)
+        # Of a lost point nothing is voted: it may be anywhere.
+        motion = trajectories.displacements.float().where(valid[..., None, :, None], 0.0)  # (..., S, L, P, 2)
+        votes = self._votes(motion / scale, self.max_displacement_px / scale).mean(-3) * valid[..., None]
+        values, voters = (
+            tokens_from_cells(cells.movedim(-1, -2).unflatten(-1, grid), side).unflatten(-1, (-1, side * side)).sum(-1)
+            for cells in (votes, valid[..., None].float())
+        )
+        return values / voters.clamp(min=1.0), tokens_that_count(valid, grid, side, self.token_rule)
 
-    def _votes(self, motion: torch.Tensor) -> torch.Tensor:
+    def _votes(self, motion: torch.Tensor, limit: float) -> torch.Tensor:
+        """Return what displacements (..., 2) in units of the scale vote for, shape (..., num_bins + 1)."""
         x, y = motion.unbind(-1)
-        length = motion.norm(dim=-1)
+        length = motion.norm(dim=-1).clamp(max=limit)
         places = torch.atan2(y, x) / (2 * math.pi) * self.num_bins  # in bins, of either sign
         below = places.floor()
         nearness, votes = places - below, length.asinh()

@@ -180,6 +180,19 @@ def test_an_attentive_head_is_the_classifiers_attentive_pooler(qkv_bias):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("dropout", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_an_attentive_head_in_training_has_the_dropout_of_its_configuration(dropout):
+    # As good as all is dropped, so that what is drawn does not matter.
+    torch.manual_seed(0)
+    head = AttentiveHead(MMEConfig(**{**CONFIG.to_dict(), dropout: 1 - 1e-9})).train()
+    for parameter in head.parameters():
+        nn.init.normal_(parameter)
+    tokens = torch.randn(4, 5, 8)
+    expected = head.classifier(head.fc_norm(head.pooler(tokens)))
+    torch.testing.assert_close(head(tokens), expected)
+    assert not torch.allclose(head.eval()(tokens), expected)
+
+
 def test_the_best_of_equals_is_the_surest():
     scores = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.7, 0.3]])
     labels = torch.tensor([0, 0, 0, 1])

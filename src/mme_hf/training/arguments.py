@@ -96,7 +96,7 @@ class ModelArguments:
         metadata={
             "help": "What is predicted: names, each with a weight in the loss if wanted ('shape position:0.5'), or "
             "JSON with the options of each. There are: shape, position (the default two), shape_along_track, flow, "
-            "pixels, features."
+            "flow_histogram, pixels, features."
         },
     )
     teacher: str | None = flag(

@@ -277,13 +277,16 @@ class AttentiveHead(MMEPreTrainedModel):
         of_keys = (attention.k_proj.weight.view(len(asked), attention.head_dim, -1) * asked).sum(1)  # (heads, D)
         of_itself = (asking @ of_keys.T).expand(len(tokens), 1, -1)
         weights = torch.cat([of_itself, tokens @ of_keys.T], dim=1).softmax(1)  # (clips, 1 + N, heads)
+        weights = nn.functional.dropout(weights, attention.attention_dropout, self.training)
         gathered = weights[:, 1:].transpose(1, 2) @ tokens + weights[:, 0, :, None] * asking  # (clips, heads, D)
         of_values = attention.v_proj.weight.view(len(asked), attention.head_dim, -1)
-        values = torch.einsum("bhd,hvd->bhv", gathered, of_values).flatten(1)
+        values = torch.einsum("bhd,hvd->bhv", gathered, of_values)
         if attention.v_proj.bias is not None:
-            values = values + attention.v_proj.bias
-        pooled = query + attention.o_proj(values)
-        return self.classifier(self.fc_norm(pooled + layer.mlp(layer.layernorm_after(pooled))))
+            # Every token has the bias, by its weight; together these are 1, but for what was dropped.
+            values = values + weights.sum(1)[..., None] * attention.v_proj.bias.view(len(asked), -1)
+        pooled = query + layer.dropout(attention.o_proj(values.flatten(1)))
+        pooled = pooled + layer.dropout(layer.mlp(layer.layernorm_after(pooled)))
+        return self.classifier(self.fc_norm(pooled))
 
 
 def _new_head(name: str, config: MMEConfig, generator: torch.Generator) -> nn.Module:
