@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 
 from mme_hf import MMEConfig, MMEVideoProcessor, preset_config
 from mme_hf.model_card import TEMPLATE, ConversionFacts, TrainingFacts, model_card
+from mme_hf.model_card_facts import public_settings
 from mme_hf.model_card_results import ResultSection
 from mme_hf.published_models import PublishedModel, published_models, published_source
 from mme_hf.training import PretrainingArguments, parse_arguments
@@ -125,7 +127,15 @@ def study_card(row: str) -> tuple[str, str]:
     words = ["--train_manifest", facts.settings["train_manifest"]]
     for name, value in found["configuration"].items():
         words += [f"--{name}", str(value)]
-    model, processor = build_model_and_processor(parse_arguments(PretrainingArguments, words))
+    args = parse_arguments(PretrainingArguments, words)
+    model, processor = build_model_and_processor(args)
+    today = {**public_settings(asdict(args)), "motion_targets": model.config.motion_targets}
+    then = {**facts.settings, "motion_targets": found["motion_targets"]}
+    own = ("output_dir", "validation_manifest", "resume_from_checkpoint")
+    if changed := sorted(name for name, value in today.items() if name not in own and then.get(name) != value):
+        raise ValueError(
+            f"the study's row {row} is another one since its figures were measured: {changed}. Run it again."
+        )
     results = {"dataset": f"{names}, test parts", "explained_share": found["explained_shares"]}
     options = {"facts": facts, "results": results, "more_sections": [_study_section(evidence, row)]}
     card = str(model_card(config=model.config, processor=processor, **options))
@@ -144,10 +154,12 @@ def _study_section(evidence: Evidence, row: str) -> ResultSection:
             rows.append((BY_NAME[name].about, f"{words} probe", *map(str, figures), num_seeds))
         figures = [evidence.finetuning(name, actions) for actions in evidence.sets]
         if any(figure.values for figure in figures):
-            rows.append((BY_NAME[name].about, "fine-tuned", *map(str, figures), "1"))
+            rows.append(
+                (BY_NAME[name].about, "fine-tuned", *map(str, figures), str(max(len(f.values) for f in figures)))
+            )
     text = (
-        "Percent of the test videos that are right, mean and standard deviation over seeds of pre-training, of which "
-        "this model is the first, by frozen features and fine-tuned. `benchmarks/study` of mme_hf has the protocol, "
+        "Percent of the test videos that are right, where there are several seeds of pre-training with the standard "
+        "deviation; this model is the first seed. `benchmarks/study` of mme_hf has the protocol, "
         "intervals and all rows."
     )
     return ResultSection("Actions", text, ("pre-trained to predict", "judged by", *evidence.sets, "seeds"), rows)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,6 +85,21 @@ def test_figures_of_another_recipe_are_refused(script, other_results):
     path.write_text(json.dumps(contents))
     with pytest.raises(ValueError, match=r"tiny-cpu.yaml has changed.*\['max_train_steps'\]"):
         script.pretraining_card("tiny-cpu")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [('"mask_ratio": 0.7,', '"mask_ratio": 0.9,', "mask_ratio"), ('"weight": 3.0', '"weight": 5.0', "motion_targets")],
+)
+def test_a_study_of_other_settings_or_targets_is_refused(script, tmp_path, monkeypatch, old, new, name):
+    shutil.copytree(script.STUDY / "results", tmp_path / "results")
+    path = tmp_path / "results" / "cpu" / "pretraining" / "mme-0.json"
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    monkeypatch.setattr(script, "STUDY", tmp_path)
+    with pytest.raises(ValueError, match=rf"row mme is another one .*\['{name}'\]. Run it again"):
+        script.study_card("mme")
 
 
 @pytest.mark.parametrize("name", CARDS)

@@ -1,11 +1,12 @@
-"""What a linear map reads of the measured motion from frozen features, and what that alone says of actions.
+"""How much of the measured motion a linear map reads from frozen features, and whether that is enough to tell actions.
 
 Probes that learn classes from a hundred videos may miss what features hold. Motion is measured at every token of every
-clip, so a map to it is fitted to hundreds of thousands of tokens, without a label of a class.
+clip, so a map to it is fitted to tens of thousands of tokens and more, without a label of a class.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,49 +25,58 @@ _PARTS = (3, 3)
 _RIDGE = 0.01
 
 
-def judge_readout(actions: ActionSet, model: MMEModel, num_views: int) -> dict[str, Any]:
+def judge_readout(actions: ActionSet, model: MMEModel, num_views: int, seed: int) -> dict[str, Any]:
     """Return how much of the motion of test clips is read from features, and what it tells of the actions in them.
 
-    Motion is the histogram of directions of a token's points, as `direction_votes` makes it. A ridge regression from
-    features to it is fitted to the training clips. What it reads, and for comparison the measured motion itself, is
-    then averaged in 3 x 3 parts of the frame and given to the linear probe of the other features.
+    The motion of a token is what the displacements of its points add to a histogram of directions, `direction_votes`,
+    each value in units of its deviation in the training clips. Tokens with a lost point are left out throughout. A
+    ridge regression from features to motion is fitted to the training clips. A linear probe learns the classes from the
+    *measured* motion of the training clips, averaged in 3 x 3 parts of the frame, and judges the test clips twice: by
+    what is read of their motion, and by their measured motion. So features cannot pass on anything about a class but
+    what they say of motion.
 
     Args:
         actions: The set.
         model: Whose features of all tokens, none masked, are read.
         num_views: Clips of a video, evenly spaced in time.
+        seed: Of the probe.
 
     Returns:
-        `explained`: share of the variance of the test clips' motion, all bins together; `read` and `measured`: what
-        `run_probe` found.
+        `explained`: 1 - squared error / squared error of always predicting the mean of the training clips; `read` and
+        `measured`: what `run_probe` found.
 
     Raises:
         ValueError: If a video cannot be read.
     """
-    tokens, motion = {}, {}
+    tokens, motion, counts = {}, {}, {}
     for part in ("train", "test"):
-        found = [
-            _features_and_motion(model, clips)
-            for clips in measured_clips(getattr(actions, part), num_views, model.config)
-        ]
-        tokens[part], motion[part] = (torch.stack(values) for values in zip(*found, strict=True))
+        clips_of_videos = measured_clips(getattr(actions, part), num_views, model.config)
+        found = [_features_and_motion(model, clips) for clips in clips_of_videos]
+        tokens[part], motion[part], counts[part] = (torch.stack(values) for values in zip(*found, strict=True))
     standardise = Standardisation.of(tokens["train"])
-    inputs = {part: standardise(own) for part, own in tokens.items()}
-    mean = motion["train"].flatten(0, -2).mean(0)
-    weights = ridge(inputs["train"].flatten(0, -2), motion["train"].flatten(0, -2) - mean)
-    read = {part: own @ weights + mean for part, own in inputs.items()}
-    error, variance = (motion["test"] - read["test"]).square().sum(), (motion["test"] - mean).square().sum()
-    probes = {name: _probe(actions, values, model.config) for name, values in (("read", read), ("measured", motion))}
-    return {"set": actions.name, "explained": 1 - (error / variance).item(), **probes}
+    known = {part: (standardise(tokens[part][own]), motion[part][own]) for part, own in counts.items()}
+    units = Standardisation.of(known["train"][1][None])
+    weights = ridge(known["train"][0], units(known["train"][1]))
+    inputs, wanted = known["test"]
+    error = (inputs @ weights - units(wanted)).square().sum() / units(wanted).square().sum()
+    judged = {"read": standardise(tokens["test"]) @ weights, "measured": units(motion["test"])}
+    train = in_parts(units(motion["train"]), counts["train"], model.config)
+    probes = {}
+    for name, values in judged.items():
+        probes[name] = _probe(actions, {"train": train, "test": in_parts(values, counts["test"], model.config)}, seed)
+    return {"set": actions.name, "explained": 1 - error.item(), **probes}
 
 
 @torch.no_grad()
-def _features_and_motion(model: MMEModel, clips: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def _features_and_motion(
+    model: MMEModel, clips: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return features (clips, N, D), motion (clips, N, 9) and whether all points of a token are seen (clips, N)."""
     features = model(clips["pixel_values"]).last_hidden_state
     config = model.config
     num_steps = clips["labels"].shape[-1] // (2 * (config.patch_size // PositionTarget().cell_size_px) ** 2)
     displacements = PositionTarget().displacements(clips["labels"], num_steps, config.frame_size)
-    return features, direction_votes(displacements).flatten(-3, -2).mean(-2)
+    return features, direction_votes(displacements).flatten(-3, -2).mean(-2), clips["target_mask"][..., 0]
 
 
 @torch.no_grad()
@@ -80,16 +90,26 @@ def ridge(inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
     return torch.linalg.solve(products + penalty, targets).float()
 
 
-def _probe(actions: ActionSet, motion: dict[str, torch.Tensor], config: MMEConfig) -> dict[str, Any]:
+def in_parts(values: torch.Tensor, counts: torch.Tensor, config: MMEConfig) -> torch.Tensor:
+    """Return the means of the tokens that count in 3 x 3 parts of the frame, shape (videos, clips, values * 9).
+
+    Args:
+        values: Shape (videos, clips, N, values).
+        counts: Which tokens count, bool, shape (videos, clips, N).
+        config: Sizes of clips and tokens.
+    """
     rows, columns = (side // config.patch_size for side in config.frame_size)
-    parts = {}
-    for name, values in motion.items():
-        grid = values.unflatten(2, (-1, rows, columns)).mean(2).movedim(-1, 2)  # (videos, clips, bins, rows, columns)
-        parts[name] = (
-            torch.nn.functional.adaptive_avg_pool2d(grid.flatten(0, 1), _PARTS).flatten(1).unflatten(0, grid.shape[:2])
-        )
+    sums = []
+    for own in (values * counts[..., None], counts[..., None].float()):
+        grid = own.unflatten(2, (-1, rows, columns)).mean(2).movedim(-1, 2)  # (videos, clips, values, rows, columns)
+        sums.append(torch.nn.functional.adaptive_avg_pool2d(grid.flatten(0, 1), _PARTS))
+    # A part without a token that counts says 0: the mean.
+    return (sums[0] / sums[1].clamp(min=1e-6)).flatten(1).unflatten(0, counts.shape[:2])
+
+
+def _probe(actions: ActionSet, parts: Mapping[str, torch.Tensor], seed: int) -> dict[str, Any]:
     train, test, classes = labelled(actions, parts)
-    # A configuration has an even width, and there are 9 bins in 9 parts.
+    # A configuration has an even width, and there are 9 values in 9 parts.
     train, test = (replace(own, values=torch.nn.functional.pad(own.values, (0, 1))) for own in (train, test))
     head = MMEConfig(hidden_size=train.values.shape[-1], num_attention_heads=1, num_labels=len(classes))
-    return vars(run_probe("linear", train, test, head, seed=0))
+    return vars(run_probe("linear", train, test, head, seed=seed))

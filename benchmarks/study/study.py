@@ -110,17 +110,19 @@ class Study:
         yield from self.pieces_of([row for row in rows if row.has_all_seeds], all_seeds)
         yield from self.pieces_of([row for row in rows if not row.has_all_seeds], all_seeds[:1])
         # Last, as these need weights of earlier pieces, which may be on another machine.
+        for seed in all_seeds:
+            for row in (row for row in rows if row.has_all_seeds or seed == 0):
+                yield f"readout/{row.name}-{seed}", lambda row=row, seed=seed: self.judge_readout(row, seed)
         for row in (row for row in rows if row.has_curve):
             yield f"curves/{row.name}-0", lambda row=row: self.probe_checkpoints(row)
         for row in (row for row in rows if row.is_drawn):
             yield f"pictures/{row.name}-0", lambda row=row: self.draw(row)
 
     def pieces_of(self, rows: list[Row], seeds: range) -> Iterator[tuple[str, Any]]:
-        """Yield the pre-trainings with probes and readouts of all rows, seed by seed, then the fine-tunings."""
+        """Yield the pre-trainings with probes of all rows, seed by seed, then the fine-tunings."""
         for seed in seeds:
             for row in rows:
                 yield f"pretraining/{row.name}-{seed}", lambda row=row, seed=seed: self.pretrain_and_probe(row, seed)
-                yield f"readout/{row.name}-{seed}", lambda row=row, seed=seed: self.judge_readout(row, seed)
         for seed in seeds[: self.size.num_finetuning_seeds]:
             for row in rows:
                 for actions in self.sets:
@@ -160,7 +162,10 @@ class Study:
         """Return the rate that left most of a row's targets explained, the mean over targets."""
         name = row.rate_of or row.name
         found = [json.loads(path.read_text()) for path in sorted((self.results_dir / "rates").glob("*.json"))]
-        return max((one for one in found if one["row"] == name), key=lambda one: one["score"])["learning_rate"]
+        scores = {one["learning_rate"]: one["score"] for one in found if one["row"] == name}
+        if not scores:
+            sys.exit(f"no learning rate of {name} was tried yet: run its pieces of the kind rates before.")
+        return max(scores, key=scores.get)
 
     def pretrain_and_probe(self, row: Row, seed: int) -> dict[str, Any]:
         """Return what all probes make of a row's features on every set, and what the pre-training itself told."""
@@ -177,9 +182,19 @@ class Study:
             **common,
             "configuration": self.configuration(row, seed, rate),
             "facts": facts,
+            "motion_targets": MMEConfig.from_pretrained(folder).motion_targets,
             "explained_shares": results["explained_share"],
             "probes": probes,
         }
+
+    def weights_of(self, row: Row, seed: int) -> Path:
+        """Return the folder of a pre-trained model; one that is not there ends the study."""
+        folder = self.work_dir / "pretraining" / f"{row.name}-{seed}"
+        if not (folder / "model.safetensors").exists():
+            sys.exit(
+                f"there are no weights in {folder}: remove pretraining/{row.name}-{seed}.json to train them again."
+            )
+        return folder
 
     def judge_readout(self, row: Row, seed: int) -> dict[str, Any]:
         """Return what a linear map reads of the motion in all sets from a row's features."""
@@ -187,13 +202,14 @@ class Study:
             torch.manual_seed(seed)
             model = MMEModel(self.encoder_config())
         else:
-            model = MMEModel.from_pretrained(self.work_dir / "pretraining" / f"{row.name}-{seed}")
-        found = {actions.name: judge_readout(actions, model.eval(), self.size.num_views) for actions in self.sets}
+            model = MMEModel.from_pretrained(self.weights_of(row, seed))
+        model, num_views = model.eval(), self.size.num_views
+        found = {actions.name: judge_readout(actions, model, num_views, seed) for actions in self.sets}
         return {"row": row.name, "seed": seed, "readout": found}
 
     def probe_checkpoints(self, row: Row) -> dict[str, Any]:
         """Return what the attentive probe makes of the checkpoints of a row's first seed."""
-        folder = self.work_dir / "pretraining" / f"{row.name}-0"
+        folder = self.weights_of(row, 0)
         num_steps, every = (self.size.pretraining[name] for name in ("max_train_steps", "checkpointing_steps"))
         found = {}
         for step in range(every, num_steps, every):  # the last one is the model, which has been probed
@@ -208,7 +224,7 @@ class Study:
 
     def draw(self, row: Row) -> dict[str, Any]:
         """Draw what a row's first seed predicts of a clip that it has not seen."""
-        folder = self.work_dir / "pretraining" / f"{row.name}-0"
+        folder = self.weights_of(row, 0)
         picture = self.args.results_dir.resolve() / f"{self.args.size}-predicted-by-{row.name}.png"
         words = [str(folder), str(picture), "--what", f"Pre-trained on {row.about}: a clip"]
         call("benchmarks/draw_prediction.py", {}, folder / "draw.log", words)
@@ -256,7 +272,7 @@ class Study:
         flags = {**self.size.finetuning, "train_manifest": actions.train, "output_dir": folder, "seed": seed}
         flags |= {"checkpointing_steps": 100, "resume_from_checkpoint": "latest"}
         if row.flags is not None:
-            flags["model_name_or_path"] = self.work_dir / "pretraining" / f"{row.name}-{seed}"
+            flags["model_name_or_path"] = self.weights_of(row, seed)
         call("examples/finetune.py", flags, folder / "finetune.log")
         judged = folder / "evaluation"
         flags = {"model_name_or_path": folder, "validation_manifest": actions.test, "output_dir": judged}
