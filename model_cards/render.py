@@ -125,13 +125,14 @@ def study_card(row: str) -> tuple[str, str]:
     names = f"{', '.join(evidence.sets[:-1])} and {evidence.sets[-1]}"
     facts = TrainingFacts(**{**found["facts"], "data_name": f"{names}, training parts"})
     words = ["--train_manifest", facts.settings["train_manifest"]]
+    # The optimizer is said by the row, no default; cards are to be rendered with a torch too that does not have it.
     for name, value in found["configuration"].items():
-        words += [f"--{name}", str(value)]
+        words += [f"--{name}", str(value)] if name != "optimizer" else []
     args = parse_arguments(PretrainingArguments, words)
     model, processor = build_model_and_processor(args)
     today = {**public_settings(asdict(args)), "motion_targets": model.config.motion_targets}
     then = {**facts.settings, "motion_targets": found["motion_targets"]}
-    own = ("output_dir", "validation_manifest", "resume_from_checkpoint")
+    own = ("output_dir", "validation_manifest", "resume_from_checkpoint", "optimizer")
     if changed := sorted(name for name, value in today.items() if name not in own and then.get(name) != value):
         raise ValueError(
             f"the study's row {row} is another one since its figures were measured: {changed}. Run it again."
