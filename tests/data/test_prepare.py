@@ -63,7 +63,7 @@ def opened(folder, part):
     for row in records.dataset:
         assert row["video"]["bytes"] is None  # a path: nothing was copied
         name = None if row["label"] is None else records.label_names[row["label"]]
-        rows.append((row["video"]["path"].split("/root/")[1], name))
+        rows.append((row["video"]["path"].rsplit("/root/", 1)[1], name))
     return rows
 
 
