@@ -55,7 +55,7 @@ def judge_tracks(actions: ActionSet, num_views: int, config: MMEConfig) -> dict[
 
 
 def measured_clips(manifest: Path, num_views: int, config: MMEConfig) -> Iterator[BatchFeature]:
-    """Yield the clips of one video after the other, with `pixel_values`, and `labels` of `position`.
+    """Yield the clips of one video after the other: `pixel_values`, `labels` of `position`, and their `target_mask`.
 
     Args:
         manifest: Of the videos.

@@ -158,8 +158,7 @@ class PositionTarget:
 
     def scale_in(self, frame_size: tuple[int, int]) -> float:
         """Return what displacements are divided by, in pixels, in frames of (height, width)."""
-        share = ARCSINH_SHARE if self.normalization == "arcsinh" and self.scale_px is None else 1.0
-        return share * _scale_px(self.scale_px, frame_size)
+        return _scale_px(self.scale_px, frame_size, ARCSINH_SHARE if self.normalization == "arcsinh" else 1.0)
 
     def _divisor(self, motion: torch.Tensor, valid: torch.Tensor, frame_size: tuple[int, int]) -> float | torch.Tensor:
         """Return what displacements (..., S, L, P, 2) are divided by, in pixels, broadcastable to them."""
@@ -293,7 +292,7 @@ class FlowHistogramTarget:
         """
         grid = point_grid(clip, trajectories, self.cell_size_px)
         side = cells_per_side(clip.patch_size, self.cell_size_px)
-        scale = _scale_px(self.scale_px, trajectories.frame_size) * (ARCSINH_SHARE if self.scale_px is None else 1.0)
+        scale = _scale_px(self.scale_px, trajectories.frame_size, ARCSINH_SHARE)
         valid = valid_points(trajectories, self.validity)  # (..., S, P)
         # Of a lost point nothing is voted: it may be anywhere.
         motion = trajectories.displacements.float().where(valid[..., None, :, None], 0.0)  # (..., S, L, P, 2)
@@ -319,8 +318,9 @@ class FlowHistogramTarget:
         return histogram
 
 
-def _scale_px(scale_px: float | None, frame_size: tuple[int, int]) -> float:
-    return min(frame_size) / 112 if scale_px is None else scale_px
+def _scale_px(scale_px: float | None, frame_size: tuple[int, int], share: float = 1.0) -> float:
+    """Return the scale that is given, or by default a share of 1/112 of the frame's shorter side."""
+    return share * min(frame_size) / 112 if scale_px is None else scale_px
 
 
 def _check_pixels(

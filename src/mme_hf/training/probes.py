@@ -258,7 +258,7 @@ class AttentiveHead(MMEPreTrainedModel):
     """The attentive pooler of `MMEForVideoClassification` with what follows it, on tokens.
 
     The pooler's query is the same for every clip. So the key's weights are applied to the query, and the value's to
-    what was gathered, instead of both to every token: the same numbers up to rounding, in a sixth of the time.
+    what was gathered, instead of both to every token: the same numbers up to rounding, for a small part of the work.
     """
 
     def __init__(self, config: MMEConfig):
