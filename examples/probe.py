@@ -71,6 +71,7 @@ class Probing:
             labels = torch.as_tensor(self.train.dataset["label"][:])
             draw_shots(labels, args.shots, torch.Generator(), dict(enumerate(self.train.label_names)))
         self.encoder = FrozenEncoder(args, self.accelerator)
+        self.train_views = self.encoder.sampling(args.num_train_views, args.num_train_crops)
         self.head_config = copy.deepcopy(self.encoder.model.config)
         for name, mapping in label_mappings(self.train).items():
             setattr(self.head_config, name, mapping)
@@ -78,7 +79,7 @@ class Probing:
     def run(self) -> None:
         """Compute features, or find them, and report what the probes make of them."""
         args = self.args
-        train = self._features("training", self.train, self.encoder.sampling(args.num_train_views))
+        train = self._features("training", self.train, self.train_views)
         views = self.encoder.sampling(args.num_eval_segments, args.num_eval_crops)
         test = self._features("test", self.test, views)
         if self.accelerator.is_main_process:
@@ -148,7 +149,7 @@ class Probing:
             "num_train_videos": len(some_train.labels),
             "num_test_videos": len(some_test.labels),
             "protocol": asdict(protocol),
-            "model": self.encoder.identity(self.encoder.sampling(args.num_train_views)),
+            "model": self.encoder.identity(self.train_views),
             "arguments": public_settings(asdict(args)),
             "package_version": __version__,
         }

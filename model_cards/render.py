@@ -148,7 +148,7 @@ def study_card(row: str) -> tuple[str, str]:
 def _study_section(evidence: Evidence, row: str) -> ResultSection:
     """Return what models of a row are right about, those of its rivals beside it."""
     rows = []
-    for name in (name for name in (row, "pixels", "random") if (name, 0) in evidence.pretrainings):
+    for name in (name for name in (row, "pixels", "random") if (name, 0) in evidence.probes):
         for probe, words in (("linear", "linear"), ("attentive", "attentive"), ("knn", "kNN")):
             figures = [evidence.probe(name, probe, actions) for actions in evidence.sets]
             num_seeds = str(len(figures[0].values))

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import moving_texture, write_video
 
 STUDY = Path(__file__).parents[1] / "benchmarks" / "study"
 sys.path.insert(0, str(STUDY))
@@ -17,6 +18,7 @@ import motion_readout  # noqa: E402
 from action_sets import read_lines, thinned, write_manifests  # noqa: E402
 from evidence import Evidence, Measured, paired_bootstrap  # noqa: E402
 from handmade import direction_votes  # noqa: E402
+from measured_tracks import measured_clips  # noqa: E402
 from motion_readout import ridge  # noqa: E402
 from objectives import ROWS  # noqa: E402
 
@@ -79,11 +81,11 @@ def test_the_bootstrap_draws_seeds_and_videos():
 
 
 def test_evidence_compares_the_seeds_that_both_rows_have(tmp_path):
-    (tmp_path / "pretraining").mkdir()
+    (tmp_path / "probes").mkdir()
     for row, seed, is_right in [("mme", 0, [1, 1, 0, 0]), ("pixels", 0, [0, 1, 0, 0]), ("mme", 1, [1, 1, 1, 1])]:
         found = {"validation_top1": 0.5, "test_top1": sum(is_right) / 4, "test_is_right": is_right}
         contents = {"row": row, "seed": seed, "probes": {"one": {"attentive": {"seeds": [found]}}}}
-        (tmp_path / "pretraining" / f"{row}-{seed}.json").write_text(json.dumps(contents))
+        (tmp_path / "probes" / f"{row}-{seed}.json").write_text(json.dumps(contents))
     evidence = Evidence(tmp_path)
     assert evidence.probe("mme", "attentive", "one").values == (0.5, 1.0)
     assert str(evidence.probe("mme", "attentive", "one")) == "75.0 ± 35.4"  # 50 / sqrt(2)
@@ -97,8 +99,8 @@ def test_a_curve_begins_with_random_weights_and_ends_with_the_model(tmp_path):
         return {"one": {"attentive": {"seeds": [{"test_top1": share}]}}}
 
     contents = {
-        "pretraining/random-0": {"row": "random", "seed": 0, "probes": probes(0.1)},
-        "pretraining/mme-0": {"row": "mme", "seed": 0, "probes": probes(0.4)},
+        "probes/random-0": {"row": "random", "seed": 0, "probes": probes(0.1)},
+        "probes/mme-0": {"row": "mme", "seed": 0, "probes": probes(0.4)},
         "curves/mme-0": {"row": "mme", "seed": 0, "num_steps": 100, "probes": {"50": probes(0.3), "5": probes(0.2)}},
     }
     for name, found in contents.items():
@@ -143,7 +145,7 @@ def test_only_motion_that_features_hold_is_read(actions, tmp_path, monkeypatch, 
     (one, _), _ = write_manifests(actions, tmp_path)
     generator = torch.Generator().manual_seed(0)
 
-    def clips_that_show(manifest, num_views, config):
+    def clips_that_show(manifest, num_views, num_crops, config):
         # One of 9 tokens moves to the right, in the upper left for one class and in the lower right for the other.
         for line in read_lines(manifest):
             is_left = line["label"] == "left"
@@ -168,6 +170,16 @@ def test_only_motion_that_features_hold_is_read(actions, tmp_path, monkeypatch, 
         assert found["explained"] > 0.95 and found["read"]["test_top1"] == 1
     else:  # which any probe of these features would tell
         assert found["explained"] < 0.05 and found["read"]["test_top1"] < 1
+
+
+def test_motion_is_measured_in_crops_from_edge_to_edge(tmp_path):
+    write_video(tmp_path / "wide.mp4", moving_texture(12, 48, 64, velocity=(1.0, 0.0), seed=0))
+    (tmp_path / "videos.csv").write_text(f"path,label,group\n{tmp_path / 'wide.mp4'},right,park\n")
+    config = preset_config("tiny", image_size=48, num_frames=2)
+    (clips,) = measured_clips(tmp_path / "videos.csv", 1, 2, config)
+    left, right = clips["pixel_values"]
+    torch.testing.assert_close(left[..., 16:], right[..., :32])  # 48 columns from 0, and from 16
+    assert clips["labels"].shape[:2] == (2, 9)
 
 
 def test_motion_is_gathered_in_parts_of_the_frame_from_tokens_that_count():

@@ -40,6 +40,7 @@ class Evidence:
 
     def __init__(self, folder: Path):
         self.pretrainings = _by_row_and_seed(folder / "pretraining")
+        self.probes = _by_row_and_seed(folder / "probes")
         self.finetunings = [json.loads(path.read_text()) for path in sorted((folder / "finetuning").glob("*.json"))]
         self.rates = [json.loads(path.read_text()) for path in sorted((folder / "rates").glob("*.json"))]
         handmade = [json.loads(path.read_text()) for path in sorted((folder / "handmade").glob("*.json"))]
@@ -49,19 +50,19 @@ class Evidence:
         self.readouts = _by_row_and_seed(folder / "readout")
         self.curves = _by_row_and_seed(folder / "curves")
         self.pictures = _by_row_and_seed(folder / "pictures")
-        probed = {name for found in self.pretrainings.values() for name in found["probes"]}
+        probed = {name for found in self.probes.values() for name in found["probes"]}
         self.sets = sorted(probed | set(self.handmade))
 
     def probe(self, row: str, probe: str, actions: str, figure: str = "test_top1") -> Measured:
         """Return what a probe was right about, over the seeds of pre-training."""
-        keys = [key for key in sorted(self.pretrainings) if key[0] == row]
-        found = [self.pretrainings[key]["probes"][actions] for key in keys]
+        keys = [key for key in sorted(self.probes) if key[0] == row]
+        found = [self.probes[key]["probes"][actions] for key in keys]
         return Measured(tuple(probes[probe]["seeds"][0][figure] for probes in found if probe in probes))
 
     def curve(self, row: str, actions: str) -> list[tuple[int, float]]:
         """Return (updates, top-1 of the attentive probe) of a row's first seed; random weights are update 0."""
         points = []
-        if ("random", 0) in self.pretrainings:
+        if ("random", 0) in self.probes:
             points.append((0, self.probe("random", "attentive", actions).values[0]))
         for step, found in self.curves[row, 0]["probes"].items():
             if actions in found:
@@ -78,7 +79,7 @@ class Evidence:
         """Return the explained share of each target that a row was trained on, on clips of the test videos."""
         shares: dict[str, list[float]] = {}
         for key in sorted(self.pretrainings):
-            for target, share in (self.pretrainings[key].get("explained_shares") or {}).items():
+            for target, share in self.pretrainings[key]["explained_shares"].items():
                 if key[0] == row:
                     shares.setdefault(target, []).append(share)
         return {target: Measured(tuple(values)) for target, values in shares.items()}
@@ -96,7 +97,7 @@ class Evidence:
         """Return, by seed, which test videos a probe was right about."""
         return {
             seed: found["probes"][actions][probe]["seeds"][0]["test_is_right"]
-            for (name, seed), found in sorted(self.pretrainings.items())
+            for (name, seed), found in sorted(self.probes.items())
             if name == row
         }
 

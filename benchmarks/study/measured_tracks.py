@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from action_sets import ActionSet
+from action_sets import ActionSet, read_lines
 from handmade import labelled
 from objectives import FRAME_STRIDE
 from transformers import BatchFeature
 
-from mme_hf import MMEConfig, MMEVideoProcessor
-from mme_hf.data import ClipSampling, build_clip_loader
-from mme_hf.data.records import load_manifest_records
+from mme_hf import MMEConfig, MMEVideoProcessor, open_video
+from mme_hf.data.augmentation import center_crop_box
+from mme_hf.data.labelled_clips import crop_corners
 from mme_hf.training.labelled_features import LabelledFeatures
 from mme_hf.training.probes import run_probe
+from mme_hf.video.sampling import evenly_spaced_starts
 
 PROBES = ("linear", "attentive")
 
 
-def judge_tracks(actions: ActionSet, num_views: int, config: MMEConfig) -> dict[str, Any]:
+def judge_tracks(actions: ActionSet, num_views: int, num_crops: int, config: MMEConfig) -> dict[str, Any]:
     """Return what probes of the measured motion of all tokens are right about, by the protocol of all probes.
 
     A token's displacements, as `position` labels them (those of lost tracks too), go through one layer of random
@@ -30,12 +31,13 @@ def judge_tracks(actions: ActionSet, num_views: int, config: MMEConfig) -> dict[
     Args:
         actions: The set.
         num_views: Clips of a video, evenly spaced in time.
+        num_crops: Of each of these, along the longer side.
         config: Sizes of clips and features.
 
     Raises:
         ValueError: If a video cannot be read.
     """
-    batches = {part: measured_clips(getattr(actions, part), num_views, config) for part in ("train", "test")}
+    batches = {part: measured_clips(getattr(actions, part), num_views, num_crops, config) for part in ("train", "test")}
     values = {part: torch.stack([clips["labels"] for clips in own]) for part, own in batches.items()}
     size = values["train"].shape[-1]
     generator = torch.Generator().manual_seed(0)
@@ -54,29 +56,32 @@ def judge_tracks(actions: ActionSet, num_views: int, config: MMEConfig) -> dict[
     return {"set": actions.name, "tracks": results}
 
 
-def measured_clips(manifest: Path, num_views: int, config: MMEConfig) -> Iterator[BatchFeature]:
+def measured_clips(manifest: Path, num_views: int, num_crops: int, config: MMEConfig) -> Iterator[BatchFeature]:
     """Yield the clips of one video after the other: `pixel_values`, `labels` of `position`, and their `target_mask`.
 
     Args:
         manifest: Of the videos.
         num_views: Clips of a video, evenly spaced in time.
+        num_crops: Of each of these, evenly spaced along the longer side.
         config: Sizes of clips.
     """
     height, width = config.frame_size
     processor = MMEVideoProcessor(
-        size={"shortest_edge": min(height, width)},
         crop_size={"height": height, "width": width},
         num_frames=config.num_frames,
         frame_stride=FRAME_STRIDE,
         motion_targets=["position"],
     )
-    loader = build_clip_loader(
-        load_manifest_records(manifest),
-        processor,
-        batch_size=num_views,
-        sampling=ClipSampling(samples_per_video=num_views, is_random=False),
-        num_workers=2,
-        shuffle=False,
-        num_epochs=1,
-    )
-    yield from (batch["inputs"] for batch in loader if batch["sources"])
+    for line in read_lines(manifest):
+        with open_video(line["path"]) as video:
+            frames = video.frames_at(range(video.num_frames))
+        window = min(len(frames), processor.raw_window_for(len(frames)))
+        _, _, *crop_size = center_crop_box(*frames.shape[-2:], width / height)
+        corners = crop_corners(tuple(frames.shape[-2:]), tuple(crop_size[::-1]), num_crops)
+        views = [
+            (frames[start : start + window], (left, top, *crop_size))
+            for start in evenly_spaced_starts(len(frames), window, num_views)
+            for top, left in corners
+        ]
+        clips, boxes = zip(*views, strict=True)
+        yield processor(list(clips), crop_box=list(boxes), return_targets=True, return_tensors="pt")

@@ -38,7 +38,7 @@ def judge_readout(actions: ActionSet, model: MMEModel, num_views: int, seed: int
     Args:
         actions: The set.
         model: Whose features of all tokens, none masked, are read.
-        num_views: Clips of a video, evenly spaced in time.
+        num_views: Clips of a video, evenly spaced in time, of the middle of the frame.
         seed: Of the probe.
 
     Returns:
@@ -50,7 +50,7 @@ def judge_readout(actions: ActionSet, model: MMEModel, num_views: int, seed: int
     """
     tokens, motion, counts = {}, {}, {}
     for part in ("train", "test"):
-        clips_of_videos = measured_clips(getattr(actions, part), num_views, model.config)
+        clips_of_videos = measured_clips(getattr(actions, part), num_views, 1, model.config)
         found = [_features_and_motion(model, clips) for clips in clips_of_videos]
         tokens[part], motion[part], counts[part] = (torch.stack(values) for values in zip(*found, strict=True))
     standardise = Standardisation.of(tokens["train"])

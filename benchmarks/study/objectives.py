@@ -112,7 +112,8 @@ class Size:
         pretraining: Flags that all rows share.
         learning_rates: To choose from, for each row that has its own; more where there are results of more.
         rate_steps: Updates of a pre-training that a rate is chosen by.
-        num_views: Clips of a video, evenly spaced in time, that probes are fitted to and judge by.
+        num_views: Clips of a video, evenly spaced in time, that probes are fitted to and all are judged by.
+        num_crops: Of each of these, along the longer side: what happens at the edge of a wide frame counts too.
         finetuning: Flags that all fine-tunings share.
         num_finetuning_seeds: Of how many pre-training seeds a fine-tuning is made.
     """
@@ -121,6 +122,7 @@ class Size:
     learning_rates: tuple[float, ...]
     rate_steps: int
     num_views: int
+    num_crops: int
     finetuning: dict[str, Any]
     num_finetuning_seeds: int
 
@@ -155,6 +157,7 @@ SIZES = {
         learning_rates=(1e-3,),
         rate_steps=1,
         num_views=1,
+        num_crops=2,
         finetuning={
             **_FINETUNING,
             "image_size": 32,
@@ -176,7 +179,8 @@ SIZES = {
         },
         learning_rates=(8e-3, 1.6e-2, 3.2e-2),
         rate_steps=300,
-        num_views=6,
+        num_views=4,
+        num_crops=3,
         finetuning={
             **_FINETUNING,
             "max_train_steps": 300,
@@ -199,7 +203,8 @@ SIZES = {
         },
         learning_rates=(1e-3, 3e-3, 1e-2),
         rate_steps=2000,
-        num_views=6,
+        num_views=4,
+        num_crops=3,
         finetuning={
             **_FINETUNING,
             "preset": "small",

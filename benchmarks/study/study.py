@@ -32,7 +32,7 @@ from handmade import judge_handmade
 from measured_tracks import judge_tracks
 from motion_readout import judge_readout
 from objectives import BY_NAME, FRAME_STRIDE, ROWS, SIZES, Row
-from study_tables import write_all
+from study_tables import PROBES, write_all
 
 from mme_hf import MMEConfig, MMEModel, preset_config
 from mme_hf.model_card_facts import current_machine, current_versions
@@ -41,7 +41,7 @@ from mme_hf.training.optimization import check_optimizer
 STUDY = Path(__file__).resolve().parent
 REPOSITORY = STUDY.parents[1]
 # Of pieces: folders of the results.
-KINDS = ("handmade", "tracks", "rates", "pretraining", "readout", "finetuning", "curves", "pictures")
+KINDS = ("handmade", "tracks", "rates", "pretraining", "probes", "readout", "finetuning", "curves", "pictures")
 
 
 def main() -> None:
@@ -119,10 +119,13 @@ class Study:
             yield f"pictures/{row.name}-0", lambda row=row: self.draw(row)
 
     def pieces_of(self, rows: list[Row], seeds: range) -> Iterator[tuple[str, Any]]:
-        """Yield the pre-trainings with probes of all rows, seed by seed, then the fine-tunings."""
+        """Yield the pre-trainings and the probes of all rows, seed by seed, then the fine-tunings."""
         for seed in seeds:
             for row in rows:
-                yield f"pretraining/{row.name}-{seed}", lambda row=row, seed=seed: self.pretrain_and_probe(row, seed)
+                if row.flags is not None:
+                    name = f"pretraining/{row.name}-{seed}"
+                    yield name, lambda row=row, seed=seed: self.pretrain_and_judge(row, seed)
+                yield f"probes/{row.name}-{seed}", lambda row=row, seed=seed: self.probe_row(row, seed)
         for seed in seeds[: self.size.num_finetuning_seeds]:
             for row in rows:
                 for actions in self.sets:
@@ -131,7 +134,7 @@ class Study:
 
     def judge_tracks(self, actions: ActionSet) -> dict[str, Any]:
         """Return what probes of the measured motion are right about, in clips like those of the models."""
-        return judge_tracks(actions, self.size.num_views, self.encoder_config())
+        return judge_tracks(actions, self.size.num_views, self.size.num_crops, self.encoder_config())
 
     def encoder_flags(self) -> dict[str, Any]:
         """Return the flags of all pre-trainings that say how large encoder and clips are."""
@@ -167,25 +170,29 @@ class Study:
             sys.exit(f"no learning rate of {name} was tried yet: run its pieces of the kind rates before.")
         return max(scores, key=scores.get)
 
-    def pretrain_and_probe(self, row: Row, seed: int) -> dict[str, Any]:
-        """Return what all probes make of a row's features on every set, and what the pre-training itself told."""
+    def pretrain_and_judge(self, row: Row, seed: int) -> dict[str, Any]:
+        """Return what a pre-training was, and what it explains of its targets on the test videos."""
         folder = self.work_dir / "pretraining" / f"{row.name}-{seed}"
-        common = {"row": row.name, "seed": seed}
-        if row.flags is None:
-            words = [word for name, value in self.encoder_flags().items() for word in (f"--{name}", str(value))]
-            return {**common, "probes": self.probe(words, folder, seed, ["linear", "attentive", "knn"])}
         rate = self.learning_rate(row)
         self.pretrain(row, seed, rate, folder)
         facts, results = (json.loads((folder / name).read_text()) for name in ("model_card.json", "eval_results.json"))
-        probes = self.probe(["--model_name_or_path", str(folder)], folder, seed, ["linear", "attentive", "knn"])
         return {
-            **common,
+            "row": row.name,
+            "seed": seed,
             "configuration": self.configuration(row, seed, rate),
             "facts": facts,
             "motion_targets": MMEConfig.from_pretrained(folder).motion_targets,
             "explained_shares": results["explained_share"],
-            "probes": probes,
         }
+
+    def probe_row(self, row: Row, seed: int) -> dict[str, Any]:
+        """Return what all probes make of a row's features on every set."""
+        if row.flags is None:
+            words = [word for name, value in self.encoder_flags().items() for word in (f"--{name}", str(value))]
+        else:
+            words = ["--model_name_or_path", str(self.weights_of(row, seed))]
+        folder = self.work_dir / "probes" / f"{row.name}-{seed}"
+        return {"row": row.name, "seed": seed, "probes": self.probe(words, folder, seed, list(PROBES))}
 
     def weights_of(self, row: Row, seed: int) -> Path:
         """Return the folder of a pre-trained model; one that is not there ends the study."""
@@ -260,8 +267,9 @@ class Study:
             flags = {"train_manifest": actions.train, "validation_manifest": actions.test, "output_dir": output}
             flags |= {"seed": seed, "num_seeds": 1, "frame_stride": FRAME_STRIDE}
             # No tokens are averaged: small things move too.
-            flags |= {"num_train_views": self.size.num_views, "max_tokens": self.encoder_config().num_tokens}
-            flags |= {"num_eval_segments": self.size.num_views, "num_eval_crops": 1}
+            flags |= {"num_train_views": self.size.num_views, "num_train_crops": self.size.num_crops}
+            flags |= {"num_eval_segments": self.size.num_views, "num_eval_crops": self.size.num_crops}
+            flags |= {"max_tokens": self.encoder_config().num_tokens}
             call("examples/probe.py", flags, output / "probe.log", [*model, "--probes", *probes])
             found[actions.name] = json.loads((output / "results.json").read_text())["probes"]
         return found
@@ -276,7 +284,8 @@ class Study:
         call("examples/finetune.py", flags, folder / "finetune.log")
         judged = folder / "evaluation"
         flags = {"model_name_or_path": folder, "validation_manifest": actions.test, "output_dir": judged}
-        flags |= {"num_eval_segments": self.size.num_views, "num_eval_crops": 1, "motion_sensitivity": "true"}
+        flags |= {"num_eval_segments": self.size.num_views, "num_eval_crops": self.size.num_crops}
+        flags |= {"motion_sensitivity": "true"}
         call("examples/evaluate.py", flags, judged / "evaluate.log")
         report = json.loads((judged / "eval_results.json").read_text())
         correct = [line["label"] == line["prediction"] for line in read_lines(judged / "predictions.csv")]

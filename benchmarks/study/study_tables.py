@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -58,11 +60,11 @@ def write_all(results_dir: Path, size: str) -> None:
         ),
         "## Learning rates\n\nWhat a short pre-training with seed 0 explains of its targets on a fifth of the training "
         "videos, kept from it; the mean over targets decides.\n\n" + rate_table(evidence),
-        "## Cost\n\n" + cost_table(evidence),
+        "## Cost\n\nOf the quickest seed: the machine has other work at times.\n\n" + cost_table(evidence),
     ]
     path = results_dir / f"{size}.md"
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    if evidence.pretrainings:
+    if evidence.probes:
         draw_probes(evidence, results_dir / f"{size}-probes.png")
     if evidence.curves:
         draw_curves(evidence, results_dir / f"{size}-curves.png")
@@ -79,7 +81,7 @@ def table(head: list[str], lines: list[list[object]]) -> str:
 def probe_table(evidence: Evidence, probe: str) -> str:
     lines = [
         [BY_NAME[name].about, *(evidence.probe(name, probe, actions) for actions in evidence.sets), num_seeds]
-        for name, num_seeds in _rows_and_seeds(evidence)
+        for name, num_seeds in _rows_and_seeds(evidence.probes)
     ]
     if probe == "linear":
         for name in HANDMADE if evidence.handmade else ():
@@ -119,7 +121,8 @@ def finetuning_table(evidence: Evidence) -> str:
 
 def difference_table(evidence: Evidence) -> str:
     lines = []
-    for name, rival in ((name, rival) for name, _ in _rows_and_seeds(evidence) for rival in RIVALS if name != rival):
+    names = [name for name, _ in _rows_and_seeds(evidence.probes)]
+    for name, rival in ((name, rival) for name in names for rival in RIVALS if name != rival):
         cells = [evidence.difference(name, rival, "attentive", actions) for actions in evidence.sets]
         texts = [
             "-" if cell is None else f"{100 * cell[0]:+.1f} ({100 * cell[1]:+.1f} to {100 * cell[2]:+.1f})"
@@ -132,7 +135,7 @@ def difference_table(evidence: Evidence) -> str:
 def explained_table(evidence: Evidence) -> str:
     lines = [
         [BY_NAME[name].about, target, share]
-        for name, _ in _rows_and_seeds(evidence)
+        for name, _ in _rows_and_seeds(evidence.pretrainings)
         for target, share in evidence.explained(name).items()
     ]
     return table(["pre-trained to predict", "target", "explained, percent"], lines)
@@ -154,24 +157,23 @@ def rate_table(evidence: Evidence) -> str:
 
 def cost_table(evidence: Evidence) -> str:
     lines = []
-    for name, _ in _rows_and_seeds(evidence):
-        runs = [one["facts"] for (row, _), one in evidence.pretrainings.items() if row == name and "facts" in one]
-        if runs:
-            seconds = statistics.mean(run["seconds"] for run in runs)
-            num_clips = statistics.mean(run["num_steps"] * run["global_batch_size"] for run in runs)
-            devices = sorted({run["machine"] for run in runs})
-            lines.append([BY_NAME[name].about, f"{num_clips / seconds:.1f}", f"{seconds / 60:.1f}", ", ".join(devices)])
+    for name, _ in _rows_and_seeds(evidence.pretrainings):
+        runs = [one["facts"] for (row, _), one in evidence.pretrainings.items() if row == name]
+        best = min(runs, key=lambda run: run["seconds"])
+        num_clips, seconds = best["num_steps"] * best["global_batch_size"], best["seconds"]
+        lines.append([BY_NAME[name].about, f"{num_clips / seconds:.1f}", f"{seconds / 60:.1f}", best["machine"]])
     return table(["pre-trained to predict", "clips/s", "minutes", "machine"], lines)
 
 
-def _rows_and_seeds(evidence: Evidence) -> list[tuple[str, int]]:
-    counts = {row.name: sum(name == row.name for name, _ in evidence.pretrainings) for row in ROWS}
+def _rows_and_seeds(results: Mapping[tuple[str, int], Any]) -> list[tuple[str, int]]:
+    """Return the rows that have results, in order, and of how many seeds."""
+    counts = {row.name: sum(name == row.name for name, _ in results) for row in ROWS}
     return [(name, count) for name, count in counts.items() if count]
 
 
 def draw_probes(evidence: Evidence, path: Path) -> None:
     """Draw the attentive probe of every row as bars, the spread over seeds as lines."""
-    names = [name for name, _ in _rows_and_seeds(evidence)]
+    names = [name for name, _ in _rows_and_seeds(evidence.probes)]
     figure, axes = plt.subplots(
         1, len(evidence.sets), figsize=(4 * len(evidence.sets), 0.4 * len(names) + 1.4), sharey=True
     )

@@ -11,7 +11,8 @@ from scripts import run_script, stop_of_script
 from mme_hf import MMEConfig, MMEForPreTraining, MMEVideoProcessor
 
 FLAGS = {"preset": "tiny", "image_size": 32, "num_frames": 2, "frame_stride": 2, "dataloader_num_workers": 0}
-FLAGS |= {"probes": ["linear", "knn"], "num_seeds": 2, "num_train_views": 1, "num_eval_segments": 1}
+FLAGS |= {"probes": ["linear", "knn"], "num_seeds": 2, "num_train_views": 1, "num_train_crops": 2}
+FLAGS |= {"num_eval_segments": 1}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_a_table_results_and_features_that_are_computed_once(video_folder, held_
     for summary in first["probes"].values():
         assert [result["seed"] for result in summary["seeds"]] == [0, 1]
         assert all(result["chosen"] and result["num_train_videos"] == 6 for result in summary["seeds"])
-    assert "features of 6 training videos, 1 clip each: computed" in caplog.text
+    assert "features of 6 training videos, 2 clips each: computed" in caplog.text
     assert "features of 2 test videos, 3 clips each: computed" in caplog.text
     assert str(tmp_path.parent) not in (tmp_path / "probe" / "results.json").read_text()
 
@@ -46,7 +47,7 @@ def test_a_table_results_and_features_that_are_computed_once(video_folder, held_
     caplog.clear()  # the test videos are written anew, then the weights are others
     (held_out_videos / "left" / "a.mp4").touch()
     run_script("probe", **{**flags, "shots": 2, "probes": ["knn"]})
-    assert "training videos, 1 clip each: read from the cache" in caplog.text
+    assert "training videos, 2 clips each: read from the cache" in caplog.text
     assert "test videos, 3 clips each: computed" in caplog.text
     few = json.loads((tmp_path / "probe" / "results.json").read_text())
     assert few["probes"]["knn"]["seeds"][0]["num_train_videos"] == 4

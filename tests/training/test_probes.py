@@ -164,6 +164,17 @@ def test_heads_side_by_side_are_what_each_would_be_alone():
         torch.testing.assert_close(together, alone)
 
 
+def test_more_clips_of_a_video_make_no_longer_training():
+    for num_clips in (1, 6):
+        data = LabelledFeatures(torch.randn(20, num_clips, 8), torch.arange(20) % 2)
+        head, updates = nn.Linear(8, 2), []
+        head.register_forward_hook(lambda *_, updates=updates: updates.append(1))
+        protocol = replace(HEADS, num_epochs=3, min_updates=2, batch_size=8)
+        candidates = [{"learning_rate": 1e-3, "weight_decay": 0.0}]
+        train_heads([head], data, Standardisation.of(data.values), candidates, protocol, torch.Generator())
+        assert len(updates) == 7  # 60 clips in batches of 8
+
+
 @pytest.mark.parametrize("qkv_bias", [True, False])
 def test_an_attentive_head_is_the_classifiers_attentive_pooler(qkv_bias):
     torch.manual_seed(0)

@@ -35,6 +35,7 @@ class ProbeArguments(FrozenFeatureArguments):
 
     probes: list[str] = field(default_factory=lambda: list(PROBES), metadata={"help": "linear, attentive and knn."})
     num_train_views: int = flag(2, "Clips of each training video, evenly spaced in time.")
+    num_train_crops: int = flag(1, "Crops of each of these, along the longer side.")
     num_eval_segments: int = flag(2, "Clips in time of each test video.")
     num_eval_crops: int = flag(3, "Crops of each of these, along the longer side.")
     shots: int | None = flag(
@@ -51,7 +52,7 @@ class ProbeArguments(FrozenFeatureArguments):
         unknown = [name for name in self.probes if name not in PROBES]
         if unknown or not self.probes:
             raise ValueError(f"probes ({' '.join(self.probes)}) must be of {', '.join(PROBES)}.")
-        names = ("num_train_views", "num_eval_segments", "num_eval_crops", "num_seeds", "max_tokens")
+        names = ("num_train_views", "num_train_crops", "num_eval_segments", "num_eval_crops", "num_seeds", "max_tokens")
         self.check(shots=2, **dict.fromkeys(names, 1))
 
 

@@ -34,7 +34,7 @@ class HeadProtocol:
     Attributes:
         learning_rates: To choose from.
         weight_decays: To choose from.
-        num_epochs: Passes over the clips.
+        num_epochs: Passes, each of as many clips as there are videos: more clips of a video make no longer training.
         min_updates: More passes are made where these would be fewer updates.
         batch_size: Clips in an update.
         warmup_fraction: Share of the updates in which the learning rate rises, before it falls by half a cosine to 0.
@@ -61,8 +61,8 @@ class ProbeProtocol:
     """
 
     validation_fraction: float = 0.2
-    linear: HeadProtocol = HeadProtocol((1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (1e-2, 1.0), 30, 400, 256)
-    attentive: HeadProtocol = HeadProtocol((1e-4, 3e-4, 1e-3), (5e-2,), 20, 150, 32)
+    linear: HeadProtocol = HeadProtocol((1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (1e-2, 1.0), 60, 400, 256)
+    attentive: HeadProtocol = HeadProtocol((1e-4, 3e-4, 1e-3), (5e-2,), 40, 300, 32)
     num_neighbours: tuple[int, ...] = (1, 5, 10, 20, 50)
     temperature: float = 0.07
 
@@ -322,7 +322,7 @@ def train_heads(
     clips = train.values.flatten(0, 1)
     labels = train.labels.repeat_interleave(train.values.shape[1])
     batch_size = min(protocol.batch_size, len(clips))
-    num_updates = max(protocol.num_epochs * (len(clips) // batch_size), protocol.min_updates)
+    num_updates = max(protocol.num_epochs * len(train.labels) // batch_size, protocol.min_updates)
     groups = [
         {**group, "lr": candidate["learning_rate"]}
         for head, candidate in zip(heads, candidates, strict=True)
@@ -334,7 +334,7 @@ def train_heads(
     scheduler = build_scheduler(optimizer, **options)
     order = torch.empty(0, dtype=torch.int64)
     for _ in range(num_updates):
-        if len(order) < batch_size:  # what is left of an epoch joins the next
+        if len(order) < batch_size:  # what is left of a permutation joins the next
             order = torch.cat([order, torch.randperm(len(clips), generator=generator)])
         batch, order = order[:batch_size], order[batch_size:]
         inputs = standardise(clips[batch])
