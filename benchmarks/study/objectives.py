@@ -100,6 +100,8 @@ ROWS = (
     Row("camera_removed", "mme, the camera's motion taken out", {"camera_motion": "remove"}, rate_of="mme"),
     Row("length_2", "mme, tracks of 2 raw frames", {"trajectory_num_steps": 2}, rate_of="mme"),
     Row("length_8", "mme, tracks of 8 raw frames", {"trajectory_num_steps": 8}, rate_of="mme"),
+    Row("mask_50", "mme, half of the patches hidden", {"mask_ratio": 0.5}, rate_of="mme"),
+    Row("mask_90", "mme, nine in ten patches hidden", {"mask_ratio": 0.9}, rate_of="mme"),
 )
 BY_NAME = {row.name: row for row in ROWS}
 
@@ -114,6 +116,7 @@ class Size:
         rate_steps: Updates of a pre-training that a rate is chosen by.
         num_views: Clips of a video, evenly spaced in time, that probes are fitted to and all are judged by.
         num_crops: Of each of these, along the longer side: what happens at the edge of a wide frame counts too.
+        num_readout_views: Clips of a video, of the middle of the frame, that motion is read from.
         finetuning: Flags that all fine-tunings share.
         num_finetuning_seeds: Of how many pre-training seeds a fine-tuning is made.
     """
@@ -123,6 +126,7 @@ class Size:
     rate_steps: int
     num_views: int
     num_crops: int
+    num_readout_views: int
     finetuning: dict[str, Any]
     num_finetuning_seeds: int
 
@@ -158,6 +162,7 @@ SIZES = {
         rate_steps=1,
         num_views=1,
         num_crops=2,
+        num_readout_views=1,
         finetuning={
             **_FINETUNING,
             "image_size": 32,
@@ -181,6 +186,7 @@ SIZES = {
         rate_steps=300,
         num_views=4,
         num_crops=3,
+        num_readout_views=6,
         finetuning={
             **_FINETUNING,
             "max_train_steps": 300,
@@ -205,6 +211,7 @@ SIZES = {
         rate_steps=2000,
         num_views=4,
         num_crops=3,
+        num_readout_views=6,
         finetuning={
             **_FINETUNING,
             "preset": "small",

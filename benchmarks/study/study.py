@@ -210,7 +210,7 @@ class Study:
             model = MMEModel(self.encoder_config())
         else:
             model = MMEModel.from_pretrained(self.weights_of(row, seed))
-        model, num_views = model.eval(), self.size.num_views
+        model, num_views = model.eval(), self.size.num_readout_views
         found = {actions.name: judge_readout(actions, model, num_views, seed) for actions in self.sets}
         return {"row": row.name, "seed": seed, "readout": found}
 
