@@ -21,6 +21,7 @@ from handmade import direction_votes  # noqa: E402
 from measured_tracks import measured_clips  # noqa: E402
 from motion_readout import ridge  # noqa: E402
 from objectives import ROWS  # noqa: E402
+from study_tables import cost_table, explained_table, probe_table  # noqa: E402
 
 from mme_hf import open_video, preset_config  # noqa: E402
 from mme_hf.position_target_mme import PositionTarget  # noqa: E402
@@ -182,6 +183,32 @@ def test_motion_is_measured_in_crops_from_edge_to_edge(tmp_path):
     assert clips["labels"].shape[:2] == (2, 9)
 
 
+@pytest.mark.parametrize("size", [(64, 48), (48, 64)])
+def test_clips_of_measured_motion_are_spread_in_time_and_kept_inside_short_videos(tmp_path, size):
+    lines = ["path,label,group"]
+    for name, num_frames in (("long", 20), ("short", 4)):  # a clip of 2 frames spans 5, its tracks 4 more
+        write_video(tmp_path / f"{name}.mp4", moving_texture(num_frames, *size, velocity=(1.0, 0.0), seed=0))
+        lines.append(f"{tmp_path / name}.mp4,right,park")
+    (tmp_path / "videos.csv").write_text("\n".join(lines) + "\n")
+    long, short = measured_clips(tmp_path / "videos.csv", 2, 1, preset_config("tiny", image_size=48, num_frames=2))
+    first, last = long["pixel_values"]
+    assert first.shape == (2, 3, 48, 48) and not torch.equal(first, last)
+    assert short["pixel_values"].shape == (2, 2, 3, 48, 48)
+    torch.testing.assert_close(*short["pixel_values"])  # there is one place for it
+
+
+def test_costs_are_of_the_quickest_seed_and_rows_without_probes_have_them_too(tmp_path):
+    (tmp_path / "pretraining").mkdir()
+    for seed, seconds in ((0, 20.0), (1, 10.0)):
+        facts = {"num_steps": 5, "global_batch_size": 4, "seconds": seconds, "machine": "a CPU"}
+        contents = {"row": "mme", "seed": seed, "facts": facts, "explained_shares": {"shape": 0.5}}
+        (tmp_path / "pretraining" / f"mme-{seed}.json").write_text(json.dumps(contents))
+    evidence = Evidence(tmp_path)
+    assert cost_table(evidence).endswith("| 2.0 | 0.2 | a CPU |")  # 20 clips in 10 seconds
+    assert explained_table(evidence).endswith("| shape | 50.0 ± 0.0 |")
+    assert "defaults" not in probe_table(evidence, "attentive")
+
+
 def test_motion_is_gathered_in_parts_of_the_frame_from_tokens_that_count():
     config = preset_config("tiny", image_size=96, num_frames=2)  # 6 x 6 tokens, so 2 x 2 in a part
     values, counts = torch.zeros(1, 1, 36, 1), torch.ones(1, 1, 36, dtype=torch.bool)
@@ -207,5 +234,14 @@ def test_the_study_runs_and_is_not_run_again(actions, tmp_path):
     assert "| no model: the measured motion of all tokens |" in text
     for picture in ("probes", "curves", "motion_sensitivity", "predicted-by-mme"):
         assert (tmp_path / "results" / f"smoke-{picture}.png").exists(), picture
+    assert {path.stem for path in (tmp_path / "results/smoke/probes").iterdir()} == {f"{name}-0" for name in names}
+    assert not (tmp_path / "results/smoke/pretraining/random-0.json").exists()
     again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert again.stdout == ""
+
+    for path in ("results/smoke/probes/mme-0.json", "results/smoke/readout/random-0.json"):
+        (tmp_path / path).unlink()
+    (tmp_path / "work/smoke/pretraining/mme-0/model.safetensors").unlink()
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "probes/mme-0: left out, there are no weights in" in again.stdout
+    assert (tmp_path / "results/smoke/readout/random-0.json").exists()

@@ -35,7 +35,7 @@ def judge_tracks(actions: ActionSet, num_views: int, num_crops: int, config: MME
         config: Sizes of clips and features.
 
     Raises:
-        ValueError: If a video cannot be read.
+        VideoReadError: If a video cannot be read.
     """
     batches = {part: measured_clips(getattr(actions, part), num_views, num_crops, config) for part in ("train", "test")}
     values = {part: torch.stack([clips["labels"] for clips in own]) for part, own in batches.items()}
@@ -64,6 +64,9 @@ def measured_clips(manifest: Path, num_views: int, num_crops: int, config: MMECo
         num_views: Clips of a video, evenly spaced in time.
         num_crops: Of each of these, evenly spaced along the longer side.
         config: Sizes of clips.
+
+    Raises:
+        VideoReadError: If a video cannot be read.
     """
     height, width = config.frame_size
     processor = MMEVideoProcessor(

@@ -46,7 +46,7 @@ def judge_readout(actions: ActionSet, model: MMEModel, num_views: int, seed: int
         `measured`: what `run_probe` found.
 
     Raises:
-        ValueError: If a video cannot be read.
+        VideoReadError: If a video cannot be read.
     """
     tokens, motion, counts = {}, {}, {}
     for part in ("train", "test"):

@@ -114,7 +114,8 @@ class Size:
         pretraining: Flags that all rows share.
         learning_rates: To choose from, for each row that has its own; more where there are results of more.
         rate_steps: Updates of a pre-training that a rate is chosen by.
-        num_views: Clips of a video, evenly spaced in time, that probes are fitted to and all are judged by.
+        num_views: Clips of a video, evenly spaced in time, that probes are fitted to, and that they and
+            fine-tuned models are judged by.
         num_crops: Of each of these, along the longer side: what happens at the edge of a wide frame counts too.
         num_readout_views: Clips of a video, of the middle of the frame, that motion is read from.
         finetuning: Flags that all fine-tunings share.

@@ -32,11 +32,12 @@ from handmade import judge_handmade
 from measured_tracks import judge_tracks
 from motion_readout import judge_readout
 from objectives import BY_NAME, FRAME_STRIDE, ROWS, SIZES, Row
-from study_tables import PROBES, write_all
+from study_tables import write_all
 
 from mme_hf import MMEConfig, MMEModel, preset_config
 from mme_hf.model_card_facts import current_machine, current_versions
 from mme_hf.training.optimization import check_optimizer
+from mme_hf.training.probes import PROBES
 
 STUDY = Path(__file__).resolve().parent
 REPOSITORY = STUDY.parents[1]
@@ -55,6 +56,10 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, default=REPOSITORY / "outputs" / "study", help="Weights, features.")
     parser.add_argument("--results_dir", type=Path, default=STUDY / "results")
     Study(parser.parse_args()).run()
+
+
+class MissingWeightsError(Exception):
+    """A piece needs weights that are not in the working folder."""
 
 
 class Study:
@@ -83,8 +88,13 @@ class Study:
                 return
             print(f"{name} ...", flush=True)
             started = time.perf_counter()
+            try:
+                computed = compute()
+            except MissingWeightsError as error:  # made on another machine, maybe; the rest can still be done
+                print(f"{name}: left out, {error}", flush=True)
+                continue
             found = {
-                **compute(),
+                **computed,
                 "seconds": round(time.perf_counter() - started, 1),
                 "machine": current_machine(),
                 "versions": current_versions(),
@@ -109,7 +119,6 @@ class Study:
         all_seeds = range(self.args.num_seeds)
         yield from self.pieces_of([row for row in rows if row.has_all_seeds], all_seeds)
         yield from self.pieces_of([row for row in rows if not row.has_all_seeds], all_seeds[:1])
-        # Last, as these need weights of earlier pieces, which may be on another machine.
         for seed in all_seeds:
             for row in (row for row in rows if row.has_all_seeds or seed == 0):
                 yield f"readout/{row.name}-{seed}", lambda row=row, seed=seed: self.judge_readout(row, seed)
@@ -195,11 +204,15 @@ class Study:
         return {"row": row.name, "seed": seed, "probes": self.probe(words, folder, seed, list(PROBES))}
 
     def weights_of(self, row: Row, seed: int) -> Path:
-        """Return the folder of a pre-trained model; one that is not there ends the study."""
+        """Return the folder of a pre-trained model.
+
+        Raises:
+            MissingWeightsError: If it has none.
+        """
         folder = self.work_dir / "pretraining" / f"{row.name}-{seed}"
         if not (folder / "model.safetensors").exists():
-            sys.exit(
-                f"there are no weights in {folder}: remove pretraining/{row.name}-{seed}.json to train them again."
+            raise MissingWeightsError(
+                f"there are no weights in {folder}: remove pretraining/{row.name}-{seed}.json to train them again"
             )
         return folder
 
@@ -222,7 +235,9 @@ class Study:
         for step in range(every, num_steps, every):  # the last one is the model, which has been probed
             weights, model = folder / f"checkpoint-{step}" / "model.safetensors", folder / f"model-{step}"
             if not weights.exists():
-                sys.exit(f"there is no {weights}: remove the result pretraining/{row.name}-0.json to train it again.")
+                raise MissingWeightsError(
+                    f"there is no {weights}: remove the result pretraining/{row.name}-0.json to train it again"
+                )
             model.mkdir(exist_ok=True)
             for path in (weights, *folder.glob("*config.json")):
                 shutil.copy(path, model)

@@ -60,7 +60,8 @@ def write_all(results_dir: Path, size: str) -> None:
         ),
         "## Learning rates\n\nWhat a short pre-training with seed 0 explains of its targets on a fifth of the training "
         "videos, kept from it; the mean over targets decides.\n\n" + rate_table(evidence),
-        "## Cost\n\nOf the quickest seed: the machine has other work at times.\n\n" + cost_table(evidence),
+        "## Cost\n\nOf the quickest seed. Other work ran beside most of these runs, so rows with more seeds look "
+        "quicker and small differences between rows say nothing.\n\n" + cost_table(evidence),
     ]
     path = results_dir / f"{size}.md"
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
