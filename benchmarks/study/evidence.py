@@ -61,13 +61,15 @@ class Evidence:
 
     def curve(self, row: str, actions: str) -> list[tuple[int, float]]:
         """Return (updates, top-1 of the attentive probe) of a row's first seed; random weights are update 0."""
-        points = []
-        if ("random", 0) in self.probes:
-            points.append((0, self.probe("random", "attentive", actions).values[0]))
+        ends = {"random": 0, row: self.curves[row, 0]["num_steps"]}
+        points = [
+            (step, self.probe(name, "attentive", actions).values[0])
+            for name, step in ends.items()
+            if (name, 0) in self.probes
+        ]
         for step, found in self.curves[row, 0]["probes"].items():
             if actions in found:
                 points.append((int(step), found[actions]["attentive"]["seeds"][0]["test_top1"]))
-        points.append((self.curves[row, 0]["num_steps"], self.probe(row, "attentive", actions).values[0]))
         return sorted(points)
 
     def finetuning(self, row: str, actions: str, order: str = "forwards") -> Measured:
