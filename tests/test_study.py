@@ -245,6 +245,7 @@ def test_the_study_runs_and_is_not_run_again(actions, tmp_path):
     for path in ("results/smoke/probes/mme-0.json", "results/smoke/readout/random-0.json"):
         (tmp_path / path).unlink()
     (tmp_path / "work/smoke/pretraining/mme-0/model.safetensors").unlink()
-    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    again = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert again.returncode == 1 and again.stderr.endswith("left out for want of weights: probes/mme-0\n")
     assert "probes/mme-0: left out, there are no weights in" in again.stdout
     assert (tmp_path / "results/smoke/readout/random-0.json").exists()

@@ -79,10 +79,10 @@ def measured_clips(manifest: Path, num_views: int, num_crops: int, config: MMECo
         with open_video(line["path"]) as video:
             frames = video.frames_at(range(video.num_frames))
         window = min(len(frames), processor.raw_window_for(len(frames)))
-        _, _, *crop_size = center_crop_box(*frames.shape[-2:], width / height)
-        corners = crop_corners(tuple(frames.shape[-2:]), tuple(crop_size[::-1]), num_crops)
+        _, _, box_width, box_height = center_crop_box(*frames.shape[-2:], width / height)
+        corners = crop_corners(tuple(frames.shape[-2:]), (box_height, box_width), num_crops)
         views = [
-            (frames[start : start + window], (left, top, *crop_size))
+            (frames[start : start + window], (left, top, box_width, box_height))
             for start in evenly_spaced_starts(len(frames), window, num_views)
             for top, left in corners
         ]

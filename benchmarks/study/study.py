@@ -78,7 +78,8 @@ class Study:
         self.deadline = time.monotonic() + 60 * args.minutes
 
     def run(self) -> None:
-        """Run every piece that has no result yet, while there is time."""
+        """Run every piece that has no result yet, while there is time; fail at the end if one could not be run."""
+        left_out = []
         for name, compute in self.pieces():
             path = self.results_dir / f"{name}.json"
             if path.exists() or name.split("/")[0] not in self.args.kinds:
@@ -92,6 +93,7 @@ class Study:
                 computed = compute()
             except MissingWeightsError as error:  # made on another machine, maybe; the rest can still be done
                 print(f"{name}: left out, {error}", flush=True)
+                left_out.append(name)
                 continue
             found = {
                 **computed,
@@ -105,6 +107,8 @@ class Study:
             unfinished.rename(path)
             write_all(self.args.results_dir, self.args.size)
             print(f"{name}: {found['seconds'] / 60:.1f} min", flush=True)
+        if left_out:
+            sys.exit(f"left out for want of weights: {', '.join(left_out)}")
 
     def pieces(self) -> Iterator[tuple[str, Any]]:
         """Yield name and function of every piece: rates, the rows that have all seeds, seed by seed, then the rest."""
