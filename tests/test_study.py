@@ -20,7 +20,8 @@ from evidence import Evidence, Measured, paired_bootstrap  # noqa: E402
 from handmade import direction_votes  # noqa: E402
 from measured_tracks import measured_clips  # noqa: E402
 from motion_readout import ridge  # noqa: E402
-from objectives import ROWS  # noqa: E402
+from objectives import BY_NAME, ROWS, SIZES  # noqa: E402
+from study import Study  # noqa: E402
 from study_tables import cost_table, explained_table, probe_table  # noqa: E402
 
 from mme_hf import open_video, preset_config  # noqa: E402
@@ -69,6 +70,14 @@ def test_thinned_videos_hold_every_fourth_frame_as_it_was(actions, tmp_path):
     with open_video(before["path"]) as whole, open_video(after["path"]) as thin:
         assert thin.num_frames == 3  # 0, 4 and 8 of 12
         assert np.array_equal(thin.frames_at([0, 1, 2]), whole.frames_at([0, 4, 8]))
+
+
+def test_a_longer_row_is_stretched_and_otherwise_the_same():
+    study = SimpleNamespace(size=SIZES["cpu"])
+    usual, longer = (Study.configuration(study, BY_NAME[name], 0, 0.016) for name in ("mme", "mme_long"))
+    differing = {name: (usual[name], value) for name, value in longer.items() if value != usual[name]}
+    expected = {"max_train_steps": (1500, 6000), "warmup_steps": (75, 300), "checkpointing_steps": (300, 1200)}
+    assert differing == expected
 
 
 def test_the_bootstrap_draws_seeds_and_videos():

@@ -27,6 +27,7 @@ class Row:
         has_curve: Whether the checkpoints on the way are probed too.
         is_drawn: Whether a picture of what it predicts is drawn; for targets that keep pixels of motion.
         frame_step: Every how many frames of a video there are for pre-training.
+        times_as_long: Its updates over those of other rows.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Row:
     has_curve: bool = False
     is_drawn: bool = False
     frame_step: int = 1
+    times_as_long: int = 1
 
 
 def _targets(**options: dict[str, Any]) -> dict[str, str]:
@@ -100,6 +102,7 @@ ROWS = (
     Row("camera_removed", "mme, the camera's motion taken out", {"camera_motion": "remove"}, rate_of="mme"),
     Row("length_2", "mme, tracks of 2 raw frames", {"trajectory_num_steps": 2}, rate_of="mme"),
     Row("length_8", "mme, tracks of 8 raw frames", {"trajectory_num_steps": 8}, rate_of="mme"),
+    Row("mme_long", "mme, four times the updates", rate_of="mme", times_as_long=4),
     Row("mask_50", "mme, half of the patches hidden", {"mask_ratio": 0.5}, rate_of="mme"),
     Row("mask_90", "mme, nine in ten patches hidden", {"mask_ratio": 0.9}, rate_of="mme"),
 )

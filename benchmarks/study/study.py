@@ -43,6 +43,8 @@ STUDY = Path(__file__).resolve().parent
 REPOSITORY = STUDY.parents[1]
 # Of pieces: folders of the results.
 KINDS = ("handmade", "tracks", "rates", "pretraining", "probes", "readout", "finetuning", "curves", "pictures")
+# Flags of a pre-training that say how long it is.
+LENGTHS = ("max_train_steps", "warmup_steps", "checkpointing_steps")
 
 
 def main() -> None:
@@ -276,6 +278,7 @@ class Study:
     def configuration(self, row: Row, seed: int, rate: float) -> dict[str, Any]:
         """Return all flags of a pre-training but those that name files."""
         flags = {**self.size.pretraining, "frame_stride": FRAME_STRIDE, **row.flags, "seed": seed}
+        flags |= {name: row.times_as_long * flags[name] for name in LENGTHS}
         return {**flags, "learning_rate": rate, "min_learning_rate": rate / 100}
 
     def probe(self, model: list[str], folder: Path, seed: int, probes: list[str]) -> dict[str, Any]:
