@@ -22,7 +22,7 @@ from measured_tracks import measured_clips  # noqa: E402
 from motion_readout import ridge  # noqa: E402
 from objectives import BY_NAME, ROWS, SIZES  # noqa: E402
 from study import Study  # noqa: E402
-from study_tables import cost_table, explained_table, probe_table  # noqa: E402
+from study_tables import cost_table, difference_table, explained_table, probe_table  # noqa: E402
 
 from mme_hf import open_video, preset_config  # noqa: E402
 from mme_hf.position_target_mme import PositionTarget  # noqa: E402
@@ -73,8 +73,9 @@ def test_thinned_videos_hold_every_fourth_frame_as_it_was(actions, tmp_path):
 
 
 def test_a_longer_row_is_stretched_and_otherwise_the_same():
-    study = SimpleNamespace(size=SIZES["cpu"])
-    usual, longer = (Study.configuration(study, BY_NAME[name], 0, 0.016) for name in ("mme", "mme_long"))
+    study = Study.__new__(Study)  # no data is needed
+    study.size = SIZES["cpu"]
+    usual, longer = (study.configuration(BY_NAME[name], 0, 0.016) for name in ("mme", "mme_long"))
     differing = {name: (usual[name], value) for name, value in longer.items() if value != usual[name]}
     expected = {"max_train_steps": (1500, 6000), "warmup_steps": (75, 300), "checkpointing_steps": (300, 1200)}
     assert differing == expected
@@ -102,6 +103,28 @@ def test_evidence_compares_the_seeds_that_both_rows_have(tmp_path):
     assert (str(Measured(())), str(Measured((0.5,)))) == ("-", "50.0")
     assert evidence.difference("mme", "pixels", "attentive", "one")[0] == 0.25  # of seed 0: one video in four
     assert evidence.difference("mme", "shape", "attentive", "one") is None
+
+
+def test_rows_are_compared_with_pixels_as_long_as_they_are_random_weights_and_the_defaults(tmp_path):
+    (tmp_path / "probes").mkdir()
+    names = ("random", "pixels", "mme", "pixels_long", "mme_long")
+    for row in names:
+        found = {"test_top1": 1.0, "test_is_right": [True]}
+        contents = {"row": row, "seed": 0, "probes": {"one": {"attentive": {"seeds": [found]}}}}
+        (tmp_path / "probes" / f"{row}-0.json").write_text(json.dumps(contents))
+    lines = difference_table(Evidence(tmp_path)).splitlines()[2:]
+    about = {BY_NAME[name].about: name for name in names}
+    pairs = [tuple(about[cell.strip()] for cell in line.split("|")[1:3]) for line in lines]
+    assert pairs == [
+        ("pixels", "random"),
+        ("mme", "pixels"),
+        ("mme", "random"),
+        ("pixels_long", "random"),
+        ("mme_long", "pixels_long"),
+        ("mme_long", "random"),
+        ("mme_long", "mme"),
+    ]
+    assert all(line.endswith("| +0.0 (+0.0 to +0.0) | 1 |") for line in lines)
 
 
 def test_a_curve_begins_with_random_weights_and_ends_with_the_model(tmp_path):

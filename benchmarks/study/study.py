@@ -43,8 +43,6 @@ STUDY = Path(__file__).resolve().parent
 REPOSITORY = STUDY.parents[1]
 # Of pieces: folders of the results.
 KINDS = ("handmade", "tracks", "rates", "pretraining", "probes", "readout", "finetuning", "curves", "pictures")
-# Flags of a pre-training that say how long it is.
-LENGTHS = ("max_train_steps", "warmup_steps", "checkpointing_steps")
 
 
 def main() -> None:
@@ -236,7 +234,7 @@ class Study:
     def probe_checkpoints(self, row: Row) -> dict[str, Any]:
         """Return what the attentive probe makes of the checkpoints of a row's first seed."""
         folder = self.weights_of(row, 0)
-        num_steps, every = (self.size.pretraining[name] for name in ("max_train_steps", "checkpointing_steps"))
+        num_steps, every = (self.lengths(row)[name] for name in ("max_train_steps", "checkpointing_steps"))
         found = {}
         for step in range(every, num_steps, every):  # the last one is the model, which has been probed
             weights, model = folder / f"checkpoint-{step}" / "model.safetensors", folder / f"model-{step}"
@@ -278,8 +276,13 @@ class Study:
     def configuration(self, row: Row, seed: int, rate: float) -> dict[str, Any]:
         """Return all flags of a pre-training but those that name files."""
         flags = {**self.size.pretraining, "frame_stride": FRAME_STRIDE, **row.flags, "seed": seed}
-        flags |= {name: row.times_as_long * flags[name] for name in LENGTHS}
+        flags |= self.lengths(row)
         return {**flags, "learning_rate": rate, "min_learning_rate": rate / 100}
+
+    def lengths(self, row: Row) -> dict[str, int]:
+        """Return the flags of a pre-training that say how long it is, in updates."""
+        names = ("max_train_steps", "warmup_steps", "checkpointing_steps")
+        return {name: row.times_as_long * self.size.pretraining[name] for name in names}
 
     def probe(self, model: list[str], folder: Path, seed: int, probes: list[str]) -> dict[str, Any]:
         """Return, by set, what the probes of an encoder came to."""

@@ -19,7 +19,8 @@ from objectives import BY_NAME, ROWS, SIZES
 RESULTS = Path(__file__).resolve().parent / "results"
 PROBES = {"linear": "Linear", "attentive": "Attentive", "knn": "kNN"}
 ORDERS = ("forwards", "reversed", "shuffled", "frozen")
-RIVALS = ("pixels", "random")
+PIXELS = (BY_NAME["pixels"], BY_NAME["pixels_long"])
+_COLOURS = {"random": "tab:gray", "mme": "tab:orange", "mme_long": "tab:orange"}
 _HANDMADE_TEXTS = {
     "hog": "by hand: gradients of the middle frame (HOG)",
     "hof": "by hand: directions of flow (HOF)",
@@ -49,8 +50,9 @@ def write_all(results_dir: Path, size: str) -> None:
         "Right: a linear probe that learnt the classes from measured motion in 3 x 3 parts of the frame, given what is "
         "read.\n\n" + readout_table(evidence),
         "## Fine-tuned\n\n" + finetuning_table(evidence),
-        "## Differences\n\nOf the attentive probe, in points, with the 95 % interval of a paired bootstrap over seeds "
-        "and videos.\n\n" + difference_table(evidence),
+        "## Differences\n\nOf the attentive probe, in points, with the 95 % interval of a paired bootstrap over videos "
+        "and the seeds that both rows have. Of one seed the interval says nothing of other seeds.\n\n"
+        + difference_table(evidence),
         "## Motion of held-out clips that is explained\n\n1 - squared error / squared error of always predicting the "
         "training mean, on clips of the test videos.\n\n" + explained_table(evidence),
         *(
@@ -61,7 +63,7 @@ def write_all(results_dir: Path, size: str) -> None:
         "## Learning rates\n\nWhat a short pre-training with seed 0 explains of its targets on a fifth of the training "
         "videos, kept from it; the mean over targets decides.\n\n" + rate_table(evidence),
         "## Cost\n\nOf the quickest seed. Other work ran beside most of these runs, so rows with more seeds look "
-        "quicker and small differences between rows say nothing.\n\n" + cost_table(evidence),
+        "quicker, and differences between rows say little.\n\n" + cost_table(evidence),
     ]
     path = results_dir / f"{size}.md"
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
@@ -122,15 +124,27 @@ def finetuning_table(evidence: Evidence) -> str:
 
 def difference_table(evidence: Evidence) -> str:
     lines = []
-    names = [name for name, _ in _rows_and_seeds(evidence.probes)]
-    for name, rival in ((name, rival) for name in names for rival in RIVALS if name != rival):
+    counts = dict(_rows_and_seeds(evidence.probes))
+    pairs = [(name, rival) for name in counts for rival in _rivals(name) if rival in counts]
+    for name, rival in pairs:
         cells = [evidence.difference(name, rival, "attentive", actions) for actions in evidence.sets]
         texts = [
             "-" if cell is None else f"{100 * cell[0]:+.1f} ({100 * cell[1]:+.1f} to {100 * cell[2]:+.1f})"
             for cell in cells
         ]
-        lines.append([BY_NAME[name].about, BY_NAME[rival].about, *texts])
-    return table(["pre-trained to predict", "against", *evidence.sets], lines)
+        num_seeds = sum((name, seed) in evidence.probes for row, seed in evidence.probes if row == rival)
+        lines.append([BY_NAME[name].about, BY_NAME[rival].about, *texts, num_seeds])
+    return table(["pre-trained to predict", "against", *evidence.sets, "seeds"], lines)
+
+
+def _rivals(name: str) -> list[str]:
+    """Return the rows that a row is compared with: pixels, as long as it is, random weights, and the defaults."""
+    if name == "random":
+        return []
+    pixels = next(one.name for one in PIXELS if one.times_as_long == BY_NAME[name].times_as_long)
+    if name == pixels:
+        return ["random"]
+    return [pixels, "random"] if name == "mme" else [pixels, "random", "mme"]
 
 
 def explained_table(evidence: Evidence) -> str:
@@ -182,7 +196,7 @@ def draw_probes(evidence: Evidence, path: Path) -> None:
         found = [evidence.probe(name, "attentive", actions) for name in names]
         means = [100 * statistics.mean(one.values) for one in found]
         spreads = [100 * statistics.stdev(one.values) if len(one.values) > 1 else 0 for one in found]
-        colours = ["tab:orange" if name == "mme" else "tab:gray" if name == "random" else "tab:blue" for name in names]
+        colours = [_COLOURS.get(name, "tab:blue") for name in names]
         axis.barh(range(len(names)), means, xerr=spreads, color=colours, height=0.7)
         axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
         axis.invert_yaxis()
@@ -200,7 +214,7 @@ def draw_curves(evidence: Evidence, path: Path) -> None:
     for axis, actions in zip([axes] if len(evidence.sets) == 1 else axes, evidence.sets, strict=True):
         for name, _ in sorted(evidence.curves):
             steps, shares = zip(*evidence.curve(name, actions), strict=True)
-            colour = "tab:orange" if name == "mme" else "tab:blue"
+            colour = _COLOURS.get(name, "tab:blue")
             axis.plot(steps, [100 * share for share in shares], marker="o", color=colour, label=name.replace("_", " "))
         axis.set_title(actions.replace("_", " "))
         axis.set_xlabel("updates of pre-training, seed 0")
