@@ -275,8 +275,8 @@ class Study:
 
     def configuration(self, row: Row, seed: int, rate: float) -> dict[str, Any]:
         """Return all flags of a pre-training but those that name files."""
-        flags = {**self.size.pretraining, "frame_stride": FRAME_STRIDE, **row.flags, "seed": seed}
-        flags |= self.lengths(row)
+        shared = {**self.size.pretraining, **self.lengths(row), "frame_stride": FRAME_STRIDE}
+        flags = {**shared, **row.flags, "seed": seed}
         return {**flags, "learning_rate": rate, "min_learning_rate": rate / 100}
 
     def lengths(self, row: Row) -> dict[str, int]:

@@ -4,7 +4,9 @@ import pytest
 import runs
 import torch
 
-FLAGS = {"max_train_steps": 4, "model_options": runs.SMALL["model_options"].replace("0.2", "0.0"), "seed": 1}
+# With seed 1 the gradient of one weight of the patch embedding is but rounding on some CPUs. AdamW takes a whole step
+# along it, which says nothing of processes.
+FLAGS = {"max_train_steps": 4, "model_options": runs.SMALL["model_options"].replace("0.2", "0.0"), "seed": 2}
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +20,7 @@ def assert_same_run(first, second):
     assert runs.logged(first) == pytest.approx(runs.logged(second), rel=1e-5)
     assert runs.logged(first, "train/grad_norm") == pytest.approx(runs.logged(second, "train/grad_norm"), rel=1e-4)
     one, two = runs.weights(first), runs.weights(second)
-    # By tensor: AdamW takes whole steps along gradients that are but rounding, so on some CPUs a single weight parts.
-    for name, tensor in two.items():
-        distance = torch.linalg.vector_norm(one[name] - tensor)
-        assert distance <= 1e-5 * torch.linalg.vector_norm(tensor) + 1e-6 * tensor.numel() ** 0.5, name
+    assert all(torch.allclose(one[name], two[name], rtol=1e-4, atol=1e-5) for name in one)
 
 
 @pytest.mark.parametrize("targets_on", ["workers", "device"])
