@@ -169,6 +169,7 @@ class Extraction:
             self.records,
             self.output_dir,
             process_index=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
             num_own=self._num_own_videos(),
             max_bad_fraction=self.args.max_bad_fraction,
             on_bad_video=self.args.on_bad_video,

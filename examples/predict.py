@@ -123,7 +123,10 @@ class Prediction:
     def _files(self, name: str) -> list[str]:
         if not Path(name).is_dir():
             return [name]
-        return [video["path"] for video in load_folder_records(name, flag="video").dataset["video"]]
+        records = load_folder_records(name, flag="video")
+        for path, cause in records.missing_files:
+            self._report_error(path, cause)
+        return [video["path"] for video in records.dataset["video"]]
 
     def _watch(self, name: str) -> WatchedVideo:
         is_stream = name == "-" or "://" in name

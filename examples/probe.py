@@ -113,7 +113,7 @@ class Probing:
         )
         logger.info(
             "features of %s, %s each: %s (%.0f s); %s",
-            counted(len(labels) - bad_videos.num_bad, f"{part} video"),
+            counted(len(next(iter(tables.values())).places), f"{part} video"),
             counted(views.clips_per_video, "clip"),
             origin,
             time.perf_counter() - started,

@@ -22,7 +22,7 @@ from measured_tracks import measured_clips  # noqa: E402
 from motion_readout import ridge  # noqa: E402
 from objectives import BY_NAME, ROWS, SIZES  # noqa: E402
 from study import Study  # noqa: E402
-from study_tables import cost_table, difference_table, explained_table, probe_table  # noqa: E402
+from study_tables import cost_table, default_table, difference_table, explained_table, probe_table  # noqa: E402
 
 from mme_hf import open_video, preset_config  # noqa: E402
 from mme_hf.position_target_mme import PositionTarget  # noqa: E402
@@ -125,6 +125,26 @@ def test_rows_are_compared_with_pixels_as_long_as_they_are_random_weights_and_th
         ("mme_long", "mme"),
     ]
     assert all(line.endswith("| +0.0 (+0.0 to +0.0) | 1 |") for line in lines)
+
+
+def test_a_default_gives_way_to_what_both_probes_find_better_on_the_videos_they_are_chosen_by(tmp_path):
+    (tmp_path / "probes").mkdir()
+    # Linear and attentive probe, each on the training videos it is chosen by and on test videos.
+    shares = {"mme": (0.40, 0.40, 0.50, 0.50), "length_2": (0.46, 0.60, 0.40, 0.50), "length_8": (0.60, 0.44, 0.9, 0.9)}
+    for row, (*validation, linear, attentive) in shares.items():
+        tests = (linear, attentive)
+        probes = {
+            name: {"seeds": [{"validation_top1": ours, "test_top1": theirs}]}
+            for name, ours, theirs in zip(("linear", "attentive"), validation, tests, strict=True)
+        }
+        contents = {"row": row, "seed": 0, "probes": {"one": probes}}
+        (tmp_path / "probes" / f"{row}-0.json").write_text(json.dumps(contents))
+    lines = default_table(Evidence(tmp_path)).splitlines()[2:]
+    ends = {line.split(" | ")[1]: line.split(" | ")[2:] for line in lines}
+    assert len(lines) == sum(row.default is not None for row in ROWS)
+    assert ends[BY_NAME["length_2"].about] == ["+6.0", "+20.0", "-10.0", "+0.0", "1", "gives way |"]
+    assert ends[BY_NAME["length_8"].about] == ["+20.0", "+4.0", "+40.0", "+40.0", "1", "stands |"]
+    assert ends[BY_NAME["mask_90"].about] == ["-", "-", "-", "-", "0", "not run |"]
 
 
 def test_a_curve_begins_with_random_weights_and_ends_with_the_model(tmp_path):

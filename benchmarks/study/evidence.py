@@ -103,6 +103,20 @@ class Evidence:
             if name == row
         }
 
+    def gain(self, row: str, other: str, probe: str, figure: str) -> float | None:
+        """Return by how much a figure of a probe is better than another row's: the mean over sets and shared seeds.
+
+        None without a seed that both were run with.
+        """
+        seeds = [seed for name, seed in self.probes if name == row and (other, seed) in self.probes]
+        pairs = [[self.probes[name, seed]["probes"] for name in (row, other)] for seed in seeds]
+        gains = [
+            ours[actions][probe]["seeds"][0][figure] - theirs[actions][probe]["seeds"][0][figure]
+            for ours, theirs in pairs
+            for actions in self.sets
+        ]
+        return statistics.mean(gains) if gains else None
+
     def difference(self, row: str, other: str, probe: str, actions: str) -> tuple[float, float, float] | None:
         """Return by how much a row is better than another, and the 95 % interval of `paired_bootstrap`.
 
@@ -126,12 +140,9 @@ def paired_bootstrap(gains: np.ndarray, seed: int = 0) -> tuple[float, float, fl
     Source: Efron, Bootstrap methods: another look at the jackknife (percentile interval), on both factors.
     """
     generator = np.random.default_rng(seed)
-    num_seeds, num_videos = gains.shape
-    means = np.empty(NUM_RESAMPLES)
-    for number in range(NUM_RESAMPLES):
-        rows = generator.integers(num_seeds, size=num_seeds)
-        columns = generator.integers(num_videos, size=num_videos)
-        means[number] = gains[rows][:, columns].mean()
+    # How often each seed, and each video, is drawn.
+    seeds, videos = (generator.multinomial(size, np.full(size, 1 / size), NUM_RESAMPLES) for size in gains.shape)
+    means = ((seeds @ gains) * videos).sum(1) / gains.size
     low, high = np.quantile(means, (0.025, 0.975))
     return float(gains.mean()), float(low), float(high)
 

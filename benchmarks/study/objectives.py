@@ -28,6 +28,7 @@ class Row:
         is_drawn: Whether a picture of what it predicts is drawn; for targets that keep pixels of motion.
         frame_step: Every how many frames of a video there are for pre-training.
         times_as_long: How many times the updates of other rows.
+        default: The default of the package, in words, that it gives up for another value.
     """
 
     name: str
@@ -39,6 +40,12 @@ class Row:
     is_drawn: bool = False
     frame_step: int = 1
     times_as_long: int = 1
+    default: str | None = None
+
+    @property
+    def base(self) -> str:
+        """The row that it differs from by its `default` alone."""
+        return self.rate_of or "mme"
 
 
 def _targets(**options: dict[str, Any]) -> dict[str, str]:
@@ -56,7 +63,13 @@ ROWS = (
     Row("pixels", "normalised pixels (VideoMAE)", _targets(pixels={}), has_all_seeds=True, has_curve=True),
     Row("shape", "shape alone (MaskFeat)", _targets(shape={}), has_all_seeds=True),
     Row("position", "position alone", _targets(position={}), has_all_seeds=True, is_drawn=True),
-    Row("published", "shape and position as published", _PUBLISHED, has_all_seeds=True),
+    Row(
+        "published",
+        "shape and position as published",
+        _PUBLISHED,
+        has_all_seeds=True,
+        default="linear heads; targets, weights and visible tokens as `mme` has them",
+    ),
     Row("mme", "shape and position, this package's defaults", {}, has_all_seeds=True, has_curve=True, is_drawn=True),
     Row(
         "pixels_long",
@@ -71,34 +84,49 @@ ROWS = (
         "masked_only",
         "mme, visible tokens not predicted",
         _targets(shape={"visible_weight": 0.0}, position={"visible_weight": 0.0}),
+        default="visible tokens are predicted too (`visible_weight`)",
     ),
     Row(
         "flow_histogram",
         "mme and the histogram of its points' directions",
         _targets(shape={}, position={}, flow_histogram={}),
         rate_of="mme",
+        default="two targets",
     ),
     Row(
         "pixels_gain_1",
         "pixels, differences between frames not amplified at the start",
         {**_targets(pixels={}), "model_options": json.dumps({"frame_difference_gain": 1.0})},
         rate_of="pixels",
+        default="differences between frames amplified at the start (`frame_difference_gain`)",
     ),
-    Row("pixels_position", "pixels and position", _targets(pixels={}, position={}), rate_of="mme"),
+    Row(
+        "pixels_position",
+        "pixels and position",
+        _targets(pixels={}, position={}),
+        rate_of="mme",
+        default="shape beside position",
+    ),
     Row(
         "fixed",
         "mme, position in proportion to pixels",
         _targets(shape={}, position={"normalization": "fixed"}),
         rate_of="mme",
+        default="position as asinh of the displacement (`normalization`)",
     ),
     Row(
         "robust_clip",
         "mme, position on a clip's own scale",
         _targets(shape={}, position={"normalization": "robust_clip"}),
         rate_of="mme",
+        default="position as asinh of the displacement (`normalization`)",
     ),
     Row(
-        "shape_15", "mme, shape weighs five times as much", _targets(shape={"weight": 15.0}, position={}), rate_of="mme"
+        "shape_15",
+        "mme, shape weighs five times as much",
+        _targets(shape={"weight": 15.0}, position={}),
+        rate_of="mme",
+        default="shape weighs 3, position 1 (`weight`)",
     ),
     Row(
         "sampled_frames",
@@ -107,12 +135,43 @@ ROWS = (
         {"frame_stride": 1, "trajectory_num_steps": 1, "moving_crop_speed": FRAME_STRIDE * MOVING_CROP_SPEED},
         rate_of="mme",
         frame_step=FRAME_STRIDE,
+        default="tracks at the raw frame rate",
     ),
-    Row("camera_removed", "mme, the camera's motion taken out", {"camera_motion": "remove"}, rate_of="mme"),
-    Row("length_2", "mme, tracks of 2 raw frames", {"trajectory_num_steps": 2}, rate_of="mme"),
-    Row("length_8", "mme, tracks of 8 raw frames", {"trajectory_num_steps": 8}, rate_of="mme"),
-    Row("mask_50", "mme, half of the patches hidden", {"mask_ratio": 0.5}, rate_of="mme"),
-    Row("mask_90", "mme, nine in ten patches hidden", {"mask_ratio": 0.9}, rate_of="mme"),
+    Row(
+        "camera_removed",
+        "mme, the camera's motion taken out",
+        {"camera_motion": "remove"},
+        rate_of="mme",
+        default="the camera's motion is kept (`camera_motion`)",
+    ),
+    Row(
+        "length_2",
+        "mme, tracks of 2 raw frames",
+        {"trajectory_num_steps": 2},
+        rate_of="mme",
+        default="tracks of 4 raw frames (`trajectory_num_steps`)",
+    ),
+    Row(
+        "length_8",
+        "mme, tracks of 8 raw frames",
+        {"trajectory_num_steps": 8},
+        rate_of="mme",
+        default="tracks of 4 raw frames (`trajectory_num_steps`)",
+    ),
+    Row(
+        "mask_50",
+        "mme, half of the patches hidden",
+        {"mask_ratio": 0.5},
+        rate_of="mme",
+        default="7 in 10 patches hidden (`mask_ratio`)",
+    ),
+    Row(
+        "mask_90",
+        "mme, nine in ten patches hidden",
+        {"mask_ratio": 0.9},
+        rate_of="mme",
+        default="7 in 10 patches hidden (`mask_ratio`)",
+    ),
 )
 BY_NAME = {row.name: row for row in ROWS}
 

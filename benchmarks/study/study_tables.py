@@ -19,6 +19,7 @@ from objectives import BY_NAME, ROWS, SIZES
 RESULTS = Path(__file__).resolve().parent / "results"
 PROBES = {"linear": "Linear", "attentive": "Attentive", "knn": "kNN"}
 ORDERS = ("forwards", "reversed", "shuffled", "frozen")
+DEFAULT_GIVES_WAY = 0.05
 PIXELS = (BY_NAME["pixels"], BY_NAME["pixels_long"])
 _COLOURS = {"random": "tab:gray", "mme": "tab:orange", "mme_long": "tab:orange"}
 _HANDMADE_TEXTS = {
@@ -53,6 +54,11 @@ def write_all(results_dir: Path, size: str) -> None:
         "## Differences\n\nOf the attentive probe, in points, with the 95 % interval of a paired bootstrap over videos "
         "and the seeds that both rows have. Of one seed the interval says nothing of other seeds.\n\n"
         + difference_table(evidence),
+        "## Defaults\n\nRows that give up a default of the package against those that keep it, in points, the mean "
+        "over sets and the seeds that both have: on the training videos that probes are chosen by, and on test videos. "
+        f"A default gives way if both probes are better without it by {100 * DEFAULT_GIVES_WAY:.0f} points on the "
+        "former, and again with every seed of the study; nothing is chosen by the latter.\n\n"
+        + default_table(evidence),
         "## Motion of held-out clips that is explained\n\n1 - squared error / squared error of always predicting the "
         "training mean, on clips of the test videos.\n\n" + explained_table(evidence),
         *(
@@ -145,6 +151,20 @@ def _rivals(name: str) -> list[str]:
     if name == pixels:
         return ["random"]
     return [pixels, "random"] if name == "mme" else [pixels, "random", "mme"]
+
+
+def default_table(evidence: Evidence) -> str:
+    lines = []
+    counts = dict(_rows_and_seeds(evidence.probes))
+    for row in (row for row in ROWS if row.default):
+        figures = [(part, probe) for part in ("validation_top1", "test_top1") for probe in ("linear", "attentive")]
+        gains = [evidence.gain(row.name, row.base, probe, part) for part, probe in figures]
+        is_run = None not in gains
+        cells = [f"{100 * gain:+.1f}" for gain in gains] if is_run else ["-"] * len(gains)
+        verdict = "not run" if not is_run else "gives way" if min(gains[:2]) >= DEFAULT_GIVES_WAY else "stands"
+        lines.append([row.default, row.about, *cells, counts.get(row.name, 0), verdict])
+    head = [f"{probe}, {part}" for part in ("train", "test") for probe in ("linear", "attentive")]
+    return table(["default", "instead", *head, "seeds", "the default"], lines)
 
 
 def explained_table(evidence: Evidence) -> str:

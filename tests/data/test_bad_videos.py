@@ -89,7 +89,7 @@ def test_wrong_limits_are_named(tmp_path):
 def test_processes_that_do_not_meet_list_their_shares_and_the_first_one_what_is_missing(tmp_path, video_folder):
     records = replace(load_folder_records(video_folder), missing_files=(("lost.mp4", "no such file"),))
     logs = [
-        BadVideoLog.for_share(records, tmp_path, process_index=index, num_own=3, max_bad_fraction=0.5)
+        BadVideoLog.for_share(records, tmp_path, process_index=index, num_processes=2, num_own=3, max_bad_fraction=0.5)
         for index in range(2)
     ]
     assert [log.num_bad for log in logs] == [1, 0] and [log.num_records for log in logs] == [4, 3]
@@ -97,3 +97,23 @@ def test_processes_that_do_not_meet_list_their_shares_and_the_first_one_what_is_
     listed = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert listed.keys() == {"bad_videos.jsonl", "bad_videos_1.jsonl"}
     assert "lost.mp4" in listed["bad_videos.jsonl"] and "b.mp4" in listed["bad_videos_1.jsonl"]
+
+
+def test_missing_files_count_for_every_process_and_not_for_the_first_alone(tmp_path, video_folder):
+    missing = tuple((f"{number}.mp4", "no such file") for number in range(4))
+    records = replace(load_folder_records(video_folder), missing_files=missing)
+    # 4 of 20 videos are missing, 2 of 10 for each of two processes; 4 of the first one's 12 would be too many.
+    logs = [
+        BadVideoLog.for_share(records, tmp_path, process_index=index, num_processes=2, num_own=8, max_bad_fraction=0.25)
+        for index in range(2)
+    ]
+    assert [(log.num_bad, log.num_records) for log in logs] == [(2, 10), (2, 10)]
+
+
+@pytest.mark.parametrize("source", ["line\u2028end.mp4", "no text \udce9.mp4"])
+def test_a_list_goes_on_whatever_names_are_in_it(tmp_path, source):
+    for _ in range(2):
+        log = BadVideoLog(tmp_path / "bad.jsonl", num_records=100, is_continued=True)
+        log.record([BadVideo(source, "broken")], num_seen=1)
+    (line,) = (tmp_path / "bad.jsonl").read_text().splitlines()
+    assert json.loads(line)["source"] == source

@@ -1,5 +1,7 @@
 """What is taken for a video, and how sources are named and labelled."""
 
+import os
+
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, Video
 
@@ -64,6 +66,17 @@ def test_a_link_that_leads_nowhere_is_a_missing_file(tmp_path):
     assert paths_of(records) == [str(tmp_path / "2.mp4")]
     cause = f"no such file: it is a link to {tmp_path / 'gone.mp4'}"
     assert records.missing_files == ((str(tmp_path / "1.mp4"), cause),)
+
+
+def test_a_video_whose_name_is_no_text_counts_as_missing(tmp_path):
+    name = os.fsdecode(b"caf\xe9.mp4")
+    touch(tmp_path / name)
+    with pytest.raises(ValueError, match=r"holds no video; 1 of another name than UTF-8 text, such as 'caf\\udce9"):
+        load_folder_records(tmp_path)
+    touch(tmp_path / "2.mp4")
+    records = load_folder_records(tmp_path)
+    assert paths_of(records) == [str(tmp_path / "2.mp4")]
+    assert records.missing_files == ((str(tmp_path / name), "its name is no UTF-8 text: rename it"),)
 
 
 def test_a_folder_is_called_by_its_own_name_wherever_one_stands(tmp_path, monkeypatch):
@@ -137,6 +150,8 @@ def test_a_header_may_name_groups(tmp_path):
     (tmp_path / "set.csv").write_text("group,path,label\nscene 2,a.mp4,run\n1,lost.mp4,run\nscene 1,b.mp4,jump\n")
     records = load_manifest_records(tmp_path / "set.csv")
     assert records.dataset["group"][:] == ["scene 2", "scene 1"] and records.dataset["label"][:] == [1, 0]
+    (tmp_path / "set.csv").write_text("path,group\na.mp4,\nb.mp4,scene 1\n")
+    assert load_manifest_records(tmp_path / "set.csv").dataset["group"][:] == [str(tmp_path / "a.mp4"), "scene 1"]
     (tmp_path / "set.csv").write_text("path,group\na.mp4\n")
     with pytest.raises(ValueError, match=r"line 2 \('a.mp4'\) has 1 fields; its header needs 2"):
         load_manifest_records(tmp_path / "set.csv")

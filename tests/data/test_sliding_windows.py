@@ -60,6 +60,8 @@ def test_windows_cover_a_video(options, num_frames, expected):
         ({}, 8, [(0, 6, [0, 2, 4])]),
         ({}, 9, [(0, 6, [0, 2, 4]), (6, 9, [6, 8, 8])]),
         ({}, 1, [(0, 1, [0, 0, 0])]),
+        # Each that is half full is told, not the first of them alone.
+        ({"step": 1 / 3}, 8, [(0, 6, [0, 2, 4]), (2, 8, [2, 4, 6]), (4, 8, [4, 6, 7])]),
     ],
 )
 def test_windows_of_a_stream_come_as_it_goes(options, num_frames, expected):
@@ -83,6 +85,17 @@ def test_a_long_video_is_read_in_pieces(monkeypatch):
     reader = CountedFrames(240)
     assert len(list(SlidingWindows(3, 2).of_video(reader))) == 40
     assert reader.largest_read == 15
+
+
+def test_a_window_shorter_than_a_clip_is_an_error_unless_the_video_is_as_short():
+    windows = SlidingWindows(3, 2, seconds=0.4)
+    fault = r"window_seconds \(0.4\) is 4 of a video's frames at 10 fps, fewer than the 5 of a clip.* at least 0.5, or"
+    with pytest.raises(ValueError, match=fault):
+        list(windows.of_video(CountedFrames(9)))
+    with pytest.raises(ValueError, match=fault):
+        list(windows.of_stream(streamed(9)))
+    assert clips(windows.of_video(CountedFrames(4))) == [(0, 4, [0, 1, 2])]
+    assert clips(SlidingWindows(3, 2, "segments", seconds=0.4).of_video(CountedFrames(4))) == [(0, 4, [0, 2, 3])]
 
 
 def test_a_stream_without_end_needs_a_window():

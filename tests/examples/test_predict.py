@@ -106,6 +106,15 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_done(predict, videos, tmp_p
     assert "1 window\n" in output
 
 
+def test_a_link_in_a_folder_that_leads_nowhere_is_told(predict, videos, tmp_path):
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "a.avi").symlink_to(videos / "long.avi")
+    (tmp_path / "linked" / "b.mp4").symlink_to(tmp_path / "gone.mp4")
+    status, _, errors, results = predict(tmp_path / "linked")
+    assert status == 1 and "b.mp4: not read: no such file: it is a link to" in errors
+    assert [Path(result["video"]).name for result in results if "error" not in result] == ["a.avi"]
+
+
 def test_what_was_found_is_kept_where_the_picture_fails(predict, script, videos, monkeypatch):
     def fails(self, name):
         raise VideoReadError(name, "frame 23 does not decode.")

@@ -26,7 +26,7 @@ def test_flags_win_over_the_recipe_which_wins_over_the_defaults(tmp_path):
     args = parse("--config", str(recipe), "--preset", "base")
     assert (args.preset, args.learning_rate, args.with_tracking) == ("base", 1e-3, False)
     assert args.model_options == {"drop_path_rate": 0.1}
-    assert args.mask_ratio == 0.7
+    assert args.weight_decay == 0.05
 
 
 def test_targets_are_words_in_a_command_and_a_list_or_a_mapping_in_a_recipe(tmp_path):
@@ -105,7 +105,11 @@ def test_help_is_short_where_it_can_be_and_tells_each_default_once(capsys):
     usage, _, flags = capsys.readouterr().out.partition("\noptions:\n")
     assert usage.count("\n") == 1 and usage.endswith("[--config FILE.yaml] [--flag value ...]\n")
     flags = " ".join(flags.split())
-    assert "hidden. (default: 0.7)" in flags and "Default: by cores. --targets_on" in flags
+    assert (
+        "hidden. Default: 0.7, or the model's. --motion" in flags
+        and "once at most. (default: 128)" in flags
+        and "Default: by cores. --targets_on" in flags
+    )
     assert "default: None" not in flags
 
 

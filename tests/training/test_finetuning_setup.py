@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
 
-from mme_hf import MMEForVideoClassification, preset_config
+from mme_hf import MMEForVideoClassification, MMEVideoProcessor, preset_config
 from mme_hf.training import parse_arguments
 from mme_hf.training.finetuning_arguments import FinetuningArguments
 from mme_hf.training.finetuning_setup import (
@@ -18,6 +18,7 @@ from mme_hf.training.finetuning_setup import (
     choose_what_is_trained,
     exported_weights,
     remind_of_directions,
+    settings_of_finetuning,
 )
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 8, "image_size": 16}
@@ -119,6 +120,24 @@ def test_a_new_head_averages_tokens_as_published(tmp_path):
         assert (classifier.fc_norm is not None) == classifier.config.use_mean_pooling == averages
         as_told, _ = build_classifier(arguments(*flags, "--model_options", '{"use_mean_pooling": false}'), records)
         assert as_told.fc_norm is None
+
+
+def test_a_head_whose_classes_have_no_names_makes_way_for_one_of_those_that_there_are(tmp_path):
+    model().save_pretrained(tmp_path)
+    classifier, _ = build_classifier(
+        arguments("--model_name_or_path", str(tmp_path)), SimpleNamespace(label_names=("jump", "wave"))
+    )
+    assert classifier.config.id2label == KNOWN and classifier.classifier.weight.abs().max() < 0.01
+
+
+def test_a_resumed_run_insists_on_which_class_has_which_number():
+    settings = [
+        settings_of_finetuning(
+            arguments(), MMEVideoProcessor(), SimpleNamespace(identity="4 videos", label_names=names), None, 1
+        )
+        for names in (("jump", "wave"), ("wave", "jump"), ("jump", "wave"))
+    ]
+    assert settings[0] != settings[1] and settings[0] == settings[2]
 
 
 def test_exported_weights_are_a_copy():

@@ -104,6 +104,18 @@ def test_a_saved_tracker_is_kept_unless_another_is_named(tmp_path):
     assert build_model_and_processor(arguments(**again, tracker="dis"))[1].tracker == "dis"
 
 
+def test_a_flag_wins_over_a_checkpoint_though_it_is_what_a_new_model_would_have(tmp_path):
+    own = {"frame_stride": 2, "trajectory_num_steps": 2, "mask_type": "cube", "mask_ratio": 0.5}
+    for part in build_model_and_processor(arguments(**own, camera_motion="remove")):
+        part.save_pretrained(tmp_path)
+    again = {"model_name_or_path": str(tmp_path), "model_options": None}
+    _, kept = build_model_and_processor(arguments(**again))
+    assert {name: getattr(kept, name) for name in own} == own and kept.camera_motion == "remove"
+    usual = {"frame_stride": 4, "mask_type": "tube", "mask_ratio": 0.7, "camera_motion": "keep"}
+    _, changed = build_model_and_processor(arguments(**again, **usual))
+    assert {name: getattr(changed, name) for name in usual} == usual and changed.trajectory_num_steps == 2
+
+
 @pytest.mark.skipif(hasattr(cv2, "optflow"), reason="OpenCV has its contrib modules here")
 def test_a_tracker_that_cannot_run_here_is_named_before_any_video_is_opened():
     with pytest.raises(ValueError, match="tracker 'tvl1' needs OpenCV's contrib modules: pip"):
@@ -193,6 +205,8 @@ def test_lengths_count_epochs_in_clips():
     args = arguments(num_train_epochs=10, warmup_epochs=2, samples_per_video=2, per_device_train_batch_size=8)
     assert schedule_lengths(args, 100, 8) == (250, 50)  # 100 videos x 2 clips / 8 = 25 updates an epoch
     assert schedule_lengths(arguments(max_train_steps=7, warmup_steps=3), 100, 8) == (7, 3)
+    # 30 x 200 / 24 = 250, though 30 * (200 / 24) is above it.
+    assert schedule_lengths(arguments(num_train_epochs=30, warmup_epochs=3), 200, 24) == (250, 25)
     with pytest.raises(ValueError, match="warm-up takes 9 of 7 updates"):
         schedule_lengths(arguments(max_train_steps=7, warmup_steps=9), 100, 8)
     with pytest.raises(ValueError, match=r"warmup_epochs \(1\) needs the number of videos"):

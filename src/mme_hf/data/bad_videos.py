@@ -91,18 +91,26 @@ class BadVideoLog:
 
     @classmethod
     def for_share(
-        cls, records: VideoRecords, folder: str | Path, *, process_index: int, num_own: int | None, **options
+        cls,
+        records: VideoRecords,
+        folder: str | Path,
+        *,
+        process_index: int,
+        num_processes: int,
+        num_own: int | None,
+        **options,
     ) -> BadVideoLog:
         """Return the log of one of several processes that meet only at their end, and each list and judge their share.
 
         Args:
-            records: The videos of all; missing files are the first process' to list.
+            records: The videos of all; missing files are dealt out like videos, so that each share is judged alike.
             folder: Where the list is written: `bad_videos.jsonl`, those of further processes with their number.
             process_index: Which process this is, from 0.
+            num_processes: How many there are.
             num_own: Videos of its share; None where that is not known.
             **options: As the class takes them.
         """
-        missing = [BadVideo(*missing) for missing in records.missing_files] if process_index == 0 else []
+        missing = [BadVideo(*missing) for missing in records.missing_files[process_index::num_processes]]
         name = f"bad_videos_{process_index}.jsonl" if process_index else "bad_videos.jsonl"
         num_records = None if num_own is None else num_own + len(missing)
         log = cls(Path(folder) / name, num_records=num_records, is_continued=True, **options)
@@ -132,7 +140,8 @@ class BadVideoLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 unlisted = (asdict(bad) for source, bad in new.items() if source not in self._listed)
-                file.writelines(json.dumps(bad, ensure_ascii=False) + "\n" for bad in unlisted)
+                # As ASCII: a name may hold what is no character, or what ends a line to readers of text.
+                file.writelines(json.dumps(bad) + "\n" for bad in unlisted)
         what = "skipped a bad video" if self.on_bad_video == "skip" else "a bad video"
         for bad in new.values():
             logger.warning("%s: %s: %s", what, bad.source, bad.cause)

@@ -116,12 +116,17 @@ def load_folder_records(folder: str | Path, *, flag: str = "train_dir") -> Video
     files = files_below(root)
     videos = [path for path in files if path.suffix.lower() in VIDEO_EXTENSIONS and path.is_file()]
     lost = [path for path in files if path.suffix.lower() in VIDEO_EXTENSIONS and not path.exists()]
-    missing = tuple((str(path), f"no such file: it is a link to {os.readlink(path)}") for path in lost)
+    nameless = [path for path in videos if not _is_text(path)]
+    videos = [path for path in videos if _is_text(path)]
+    missing = [(str(path), f"no such file: it is a link to {os.readlink(path)}") for path in lost]
+    missing += [(str(path), "its name is no UTF-8 text: rename it") for path in nameless]
     ignored = tuple(str(path) for path in files if path.suffix.lower() not in VIDEO_EXTENSIONS)
     if not videos:
         found = f"; {len(ignored)} other files are in it, such as {Path(ignored[0]).name!r}" if ignored else ""
         if lost:
             found += f"; {len(lost)} link{' leads' if len(lost) == 1 else 's lead'} nowhere, such as {lost[0].name!r}"
+        if nameless:
+            found += f"; {len(nameless)} of another name than UTF-8 text, such as {nameless[0].name!r}"
         raise ValueError(
             f"{flag} ({str(root)!r}) holds no video{found}. Files with these endings are taken: "
             f"{' '.join(sorted(VIDEO_EXTENSIONS))}."
@@ -130,7 +135,8 @@ def load_folder_records(folder: str | Path, *, flag: str = "train_dir") -> Video
     # A class is only sure when every video has one; a stray file beside class folders makes all labels doubtful.
     labels = [str(name) for name in classes] if all(classes) else None
     name = Path(os.path.abspath(root)).name  # "." has none of its own
-    return _records([str(path) for path in videos], labels, name=name, ignored_files=ignored, missing_files=missing)
+    report = {"ignored_files": ignored, "missing_files": tuple(missing)}
+    return _records([str(path) for path in videos], labels, name=name, **report)
 
 
 def load_manifest_records(manifest: str | Path, *, flag: str = "train_manifest") -> VideoRecords:
@@ -181,8 +187,11 @@ def load_manifest_records(manifest: str | Path, *, flag: str = "train_manifest")
             "Relative paths start at the manifest's folder."
         )
     records = _records(present, labels if labels[0] is not None else None, name=path.name, missing_files=tuple(missing))
-    has_groups = groups[0] is not None
-    return replace(records, dataset=records.dataset.add_column(GROUP_FIELD, groups)) if has_groups else records
+    if not any(groups):
+        return records
+    # A video of no group is one of its own.
+    own = [group or video for group, video in zip(groups, present, strict=True)]
+    return replace(records, dataset=records.dataset.add_column(GROUP_FIELD, own))
 
 
 def load_dataset_records(
@@ -307,6 +316,11 @@ def files_below(root: Path) -> list[Path]:
     return sorted(files)
 
 
+def _is_text(path: Path) -> bool:
+    # Bytes of a name that are no UTF-8 are kept as lone surrogates, which no table of a data set takes.
+    return not any("\ud800" <= character <= "\udfff" for character in str(path))
+
+
 def _leads_up(folder: Path) -> bool:
     # A link to a folder that it is in itself: followed, it would never end.
     return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
@@ -336,8 +350,9 @@ def _manifest_rows(path: Path) -> Iterable[tuple[int, str, str | None, str | Non
                 f"{path} line {number} ({line!r}) has {len(fields)} fields; its header needs {num_needed}."
             )
         has_label = label_column is not None and len(fields) > 1
-        group = fields[group_column] if group_column is not None else None
-        yield number, fields[path_column], fields[label_column] if has_label else None, group
+        # An empty field says nothing.
+        group = fields[group_column] or None if group_column is not None else None
+        yield number, fields[path_column], fields[label_column] or None if has_label else None, group
 
 
 def _manifest_fields(line: str, path: Path) -> list[str]:

@@ -60,10 +60,18 @@ class SlidingWindows:
             fps: Frames per second.
 
         Raises:
-            ValueError: If a window is to hold all of a stream.
+            ValueError: If a window is to hold all of a stream, or is shorter than a dense clip though the video is not.
         """
         if self.seconds is not None:
             wanted = max(1, round(self.seconds * fps))
+            spanned = (self.num_frames - 1) * self.frame_stride + 1
+            is_cut_short = num_available is None or num_available > wanted
+            if self.frame_sampling == "dense" and wanted < spanned and is_cut_short:
+                raise ValueError(
+                    f"window_seconds ({self.seconds:g}) is {wanted} of a video's frames at {fps:g} fps, fewer than the "
+                    f"{spanned} of a clip: {self.num_frames}, {self.frame_stride} apart. Closer together, motion would "
+                    f"seem slower. Give at least {ceil(100 * spanned / fps) / 100:g}, or a smaller frame_stride."
+                )
         elif self.frame_sampling == "dense":
             wanted = self.num_frames * self.frame_stride
         elif num_available is None:
@@ -133,8 +141,10 @@ class SlidingWindows:
             if number == open_windows[0].start + length - 1:
                 yield open_windows.pop(0).closed(fps, number + 1)
                 num_closed += 1
-        if open_windows and (num_closed == 0 or number + 1 - open_windows[0].start >= length / 2):
-            yield open_windows[0].closed(fps, number + 1)
+        for window in open_windows:
+            if num_closed == 0 or number + 1 - window.start >= length / 2:
+                yield window.closed(fps, number + 1)
+                num_closed += 1
 
     def _step(self, length: int) -> int:
         return max(1, round(self.step * length))

@@ -87,10 +87,15 @@ class ModelArguments:
     preset: str = flag("tiny", "tiny, small, base or large.")
     image_size: int | None = flag(None, "Side of the square input in pixels. Default: the preset's.")
     num_frames: int | None = flag(None, "Input frames of a clip. Default: the preset's.")
-    frame_stride: int = flag(4, "Raw frames from one input frame to the next.")
-    trajectory_num_steps: int = flag(4, "Raw frames over which points are followed.")
-    mask_type: str = flag("tube", "tube, cube, random or motion (tubes where the motion is).")
-    mask_ratio: float = flag(0.7, "Share of the tokens that is hidden.")
+    # Of the processor: those of a checkpoint stay unless the flag is given, be it with the value of a new one.
+    frame_stride: int | None = flag(None, "Raw frames from one input frame to the next. Default: 4, or the model's.")
+    trajectory_num_steps: int | None = flag(
+        None, "Raw frames over which points are followed. Default: 4, or the model's."
+    )
+    mask_type: str | None = flag(
+        None, "tube, cube, random or motion (tubes where the motion is). Default: tube, or the model's."
+    )
+    mask_ratio: float | None = flag(None, "Share of the tokens that is hidden. Default: 0.7, or the model's.")
     motion_targets: list[str] | None = field(
         default=None,
         metadata={
@@ -104,10 +109,13 @@ class ModelArguments:
     )
     tracker: str | None = flag(
         None,
-        "How points are followed: dis, torch, farneback, raft, tvl1. Default: dis; torch with --targets_on device.",
+        "How points are followed: dis, torch, farneback, raft, tvl1. Default: dis; torch with --targets_on device; or "
+        "the model's.",
     )
-    camera_motion: str = flag(
-        "keep", "keep, or remove: take the camera's motion, where one is found, out of the tracks that labels are of."
+    camera_motion: str | None = flag(
+        None,
+        "keep, or remove: take the camera's motion, where one is found, out of the tracks that labels are of. Default: "
+        "keep, or the model's.",
     )
     model_options: str | None = flag(None, "More MMEConfig fields, as JSON (a mapping in a recipe file).")
     processor_options: str | None = flag(None, "More MMEVideoProcessor fields, as JSON (a mapping in a recipe file).")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import fields
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -152,7 +153,8 @@ def _load_classifier(name: str, label_names: tuple[str, ...], options: dict[str,
     # Also where as many other classes fit into the old head.
     nn.init.trunc_normal_(model.classifier.weight, std=CLASSIFIER_STD)
     nn.init.zeros_(model.classifier.bias)
-    told = "has no head" if is_missing else f"tells {len(known)} other classes apart, such as {known[0]!r}"
+    others = f"tells {len(known)} other classes apart, such as {known[0]!r}" if known else "does not name its classes"
+    told = "has no head" if is_missing else others
     logger.info("head: new, for %d classes; the checkpoint %s", len(label_names), told)
     return model
 
@@ -281,9 +283,14 @@ def settings_of_finetuning(
     return {
         **{name: getattr(args, name) for name in _SETTINGS},
         "num_processes": num_processes,
-        "data": f"{records.identity}, {len(records.label_names)} classes",
+        "data": f"{records.identity}, {_classes_identity(records)}",
         "validation data": None if validation_records is None else validation_records.identity,
         "training clips": str(args.training_views),
         "validation views": str(args.validation_views),
         **{f"processor {name}": value for name, value in processor.to_dict().items()},
     }
+
+
+def _classes_identity(records: VideoRecords) -> str:
+    names = blake2b("\n".join(records.label_names).encode(), digest_size=8).hexdigest()
+    return f"{len(records.label_names)} classes whose names in order hash to {names}"

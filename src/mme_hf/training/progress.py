@@ -98,7 +98,10 @@ def announce_run(
     if records.ignored_files and output_dir is not None:
         listing = output_dir / "ignored_files.txt"
         listing.parent.mkdir(parents=True, exist_ok=True)
-        listing.write_text("".join(f"{path}\n" for path in records.ignored_files), encoding="utf-8")
+        # A name may be no text.
+        listing.write_text(
+            "".join(f"{path}\n" for path in records.ignored_files), encoding="utf-8", errors="backslashreplace"
+        )
         logger.warning("ignored %s without a video's ending: %s", counted(len(records.ignored_files), "file"), listing)
     videos = "a stream" if records.num_records is None else counted(records.num_records, "video")
     num_parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -153,7 +153,7 @@ def _new_processor(args: PretrainingArguments, preset: MMEConfig) -> MMEVideoPro
         "patch_size": preset.patch_size,
         "tubelet_size": preset.tubelet_size,
     }
-    options |= {name: getattr(args, name) for name in _PROCESSOR_FLAGS}
+    options |= _processor_flags(args)
     options["tracker"] = args.tracker or default_tracker(args)
     options |= processor_options(args)
     _check_image_size(args, options["patch_size"])
@@ -171,7 +171,7 @@ def default_tracker(args: PretrainingArguments) -> str:
 def _load_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTraining, MMEVideoProcessor]:
     name = args.model_name_or_path
     check_model_name("model_name_or_path", name)
-    changed = {flag: getattr(args, flag) for flag in _PROCESSOR_FLAGS if getattr(args, flag) != _default(args, flag)}
+    changed = _processor_flags(args)
     if args.num_frames:
         changed["num_frames"] = args.num_frames
     if args.image_size:
@@ -211,8 +211,8 @@ def _check_image_size(args: PretrainingArguments, patch_size: int) -> None:
         )
 
 
-def _default(args: PretrainingArguments, flag: str) -> Any:
-    return next(field.default for field in fields(args) if field.name == flag)
+def _processor_flags(args: PretrainingArguments) -> dict[str, Any]:
+    return {name: value for name in _PROCESSOR_FLAGS if (value := getattr(args, name)) is not None}
 
 
 def load_records(args: PretrainingArguments) -> tuple[VideoRecords, VideoRecords | None, float]:
@@ -369,9 +369,12 @@ def schedule_lengths(args: PretrainingArguments, num_videos: int | None, global_
             raise ValueError(f"warmup_epochs ({args.warmup_epochs}) needs the number of videos. Give --warmup_steps.")
         num_steps, num_warmup = args.max_train_steps, args.warmup_steps or 0
     else:
-        epoch = num_videos * args.samples_per_video / global_batch_size
-        num_steps = args.max_train_steps or max(1, ceil(args.num_train_epochs * epoch))
-        num_warmup = args.warmup_steps if args.warmup_steps is not None else round(args.warmup_epochs * epoch)
+        num_clips = num_videos * args.samples_per_video
+        # Multiplied first: 30 * (200 / 24) is a little above 250, and would make one update more.
+        num_steps = args.max_train_steps or max(1, ceil(args.num_train_epochs * num_clips / global_batch_size))
+        num_warmup = args.warmup_steps
+        if num_warmup is None:
+            num_warmup = round(args.warmup_epochs * num_clips / global_batch_size)
     if num_warmup > num_steps:
         raise ValueError(f"warm-up takes {num_warmup} of {num_steps} updates. Lower --warmup_steps, or train longer.")
     return num_steps, num_warmup
