@@ -63,6 +63,18 @@ def test_the_other_name_of_the_epsilon_is_the_same_field(tmp_path):
     assert MMEConfig.from_pretrained(tmp_path).layer_norm_epsilon == 1e-2
 
 
+def test_what_is_given_in_place_of_saved_fields_is_read_and_checked_like_them(tmp_path):
+    MMEConfig().save_pretrained(tmp_path)
+    targets = [{"name": "b", **TARGET}, {"name": "a", **TARGET}]
+    config = MMEConfig.from_pretrained(tmp_path, motion_targets=targets, image_size=(64, 32), id2label={0: "run"})
+    assert list(config.motion_targets) == ["b", "a"] and config.image_size == [64, 32] and config.num_labels == 1
+    for wrong in ({"drop_path_rate": 1.0}, {"num_frames": 15}, {"layer_norm_epsilon": 0.0}):
+        with pytest.raises(StrictDataclassError, match="must be|does not divide"):
+            MMEConfig.from_pretrained(tmp_path, **wrong)
+    _, unused = MMEConfig.from_pretrained(tmp_path, num_frames=8, own="word", return_unused_kwargs=True)
+    assert unused == {"own": "word"}
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -253,6 +253,16 @@ def test_settings_that_only_this_machine_can_follow_are_not_published(hub, run_f
     assert not hub.repositories
 
 
+def test_a_teacher_in_a_folder_named_from_here_is_not_published(hub, run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_models" / "teacher").mkdir(parents=True)
+    path = run_folder / "video_preprocessor_config.json"
+    options = json.loads(path.read_text())
+    path.write_text(json.dumps({**options, "motion_targets": [{"teacher": "my_models/teacher"}]}))
+    with pytest.raises(PushError, match="names my_models/teacher, which is on this machine alone"):
+        push_folder(run_folder, "me/mine", token="hf_mine")
+
+
 def test_a_card_that_the_hub_refuses_fails_before_any_weights_are_sent(hub, run_folder):
     (run_folder / "README.md").write_text("---\ntags: [video\n---\n")
     with pytest.raises(PushError, match=r"pushing to me/mine failed: Invalid metadata in README\.md"):

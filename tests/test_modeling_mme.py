@@ -576,3 +576,10 @@ def test_mask_of_everything_is_an_error(model_class):
     is_masked = torch.ones(2, NUM_TOKENS, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"8 of 8 tokens are masked"):
         small_model(model_class)(small_batch()["pixel_values"], is_masked)
+
+
+def test_shapes_are_found_without_numbers():
+    model = MMEModel(small_config()).to("meta")
+    clip = torch.zeros(2, model.config.num_frames, 3, *model.config.frame_size, device="meta")
+    features = model(clip).last_hidden_state
+    assert features.device.type == "meta" and features.shape[:2] == (2, model.config.num_tokens)

@@ -178,6 +178,10 @@ def test_every_kind_of_input_gives_the_same_pixels(processor):
     assert processor([frames, pil, channels_last.numpy()], return_tensors="pt")["pixel_values"].shape[0] == 3
 
 
+def half_transparent(frames):
+    return torch.cat([frames, torch.full_like(frames[:, :1], 128)], dim=1)
+
+
 def test_grey_and_transparent_frames_become_rgb(processor):
     grey = noise(4)[:, :1]
     expected = processor(grey.repeat(1, 3, 1, 1), return_tensors="pt")["pixel_values"]
@@ -185,12 +189,24 @@ def test_grey_and_transparent_frames_become_rgb(processor):
     opaque = torch.cat([noise(4), torch.full((4, 1, 40, 56), 255, dtype=torch.uint8)], dim=1)
     expected = processor(noise(4), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(processor(opaque, return_tensors="pt")["pixel_values"], expected, atol=0.03, rtol=0)
+    images = [PIL.Image.fromarray(frame.numpy()) for frame in half_transparent(noise(4)).permute(0, 2, 3, 1)]
+    expected = processor(half_transparent(noise(4)), return_tensors="pt")["pixel_values"]
+    assert torch.equal(processor(images, return_tensors="pt")["pixel_values"], expected)
+    mixed = [images[0], *(PIL.Image.fromarray(frame.numpy()) for frame in noise(4)[1:].permute(0, 2, 3, 1))]
+    assert torch.equal(processor(mixed, return_tensors="pt")["pixel_values"][:, 0], expected[:, 0])
     half = torch.cat([noise(9), torch.full((9, 1, 40, 56), 51, dtype=torch.uint8)], dim=1)  # 51 / 255 = 0.2, on white
     on_white = (0.8 * 255 + 0.2 * noise(9)).round().to(torch.uint8)
     for raw, rgb in ((half, on_white), (half.permute(0, 2, 3, 1), on_white), (noise(9)[:, :1], noise(9)[:, :1])):
         batch = processor(raw, return_targets=True, return_tensors="pt")
         expected = processor(rgb.expand(-1, 3, -1, -1), return_targets=True, return_tensors="pt")
         assert torch.equal(batch["labels"], expected["labels"])
+
+
+def test_mirrored_views_of_arrays_are_read(processor):
+    bgr = noise(4).permute(0, 2, 3, 1).numpy()
+    expected = processor(np.ascontiguousarray(bgr[..., ::-1]), return_tensors="pt")["pixel_values"]
+    assert torch.equal(processor(bgr[..., ::-1], return_tensors="pt")["pixel_values"], expected)
+    assert torch.equal(processor([frame[..., ::-1] for frame in bgr], return_tensors="pt")["pixel_values"], expected)
 
 
 def test_paths_bytes_and_decoders_give_the_middle_of_the_video(processor, video_file, opener):
@@ -480,6 +496,7 @@ def test_wrong_options_fail_at_construction_and_in_the_call(options, message):
         ({"num_frames": 8.5}, r"num_frames \(8.5\) must be a whole number"),
         ({"image_std": [0.2, 0.0, 0.2]}, r"image_std \(\(0.2, 0.0, 0.2\)\) must be above 0"),
         ({"resample": 5}, r"resample \(5\) is no filter for tensors"),
+        ({"resample": 1}, r"resample \(1\) is no filter for tensors"),  # Lanczos: on CPUs of new versions alone
         ({"rescale_factor": "x"}, r"rescale_factor \('x'\) must be above 0"),
         ({"mask_ratio": "0.7"}, r"mask_ratio \('0.7'\) must be a number"),
         ({"size": {"shortest_edge": 32.5}}, r"size\['shortest_edge'\] \(32.5\) must be a whole number"),

@@ -149,6 +149,13 @@ def test_loads_in_half_precision(tmp_path, dtype):
     torch.testing.assert_close(logits.float(), videomae(clips()).logits, rtol=0.05, atol=0.1)
 
 
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_loads_in_the_precision_of_the_file(tmp_path, name):
+    small_videomae().to(torch.bfloat16).save_pretrained(tmp_path)
+    model = MMEForVideoClassification.from_pretrained(tmp_path, **{name: "auto"})
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
 @torch.no_grad()
 def test_loads_from_shards_with_an_attention_of_choice(tmp_path):
     videomae = small_videomae()

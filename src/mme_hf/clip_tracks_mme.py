@@ -33,7 +33,7 @@ def tracker_of(options: Any) -> Any:
 
 
 def is_of_one_clip(tracker: Any) -> bool:
-    """Return whether a tracker must be told the clip by `for_clip(geometry, frame_numbers)`.
+    """Return whether a tracker must be told the clip by `for_clip(geometry, frame_numbers, frame_size)`.
 
     Stored tracks are those of a whole video: they must know which of its frames these are, and how they were cut.
     """

@@ -155,6 +155,13 @@ class MMEConfig(PreTrainedConfig):
         """Tokens in a clip of `num_frames` frames of `image_size`."""
         return math.prod(self.token_grid)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "MMEConfig":
+        """Return a configuration of saved fields, and others in place of some, which are checked as these are."""
+        # transformers sets them on the finished configuration, past its checks.
+        changed = {name: kwargs.pop(name) for name in _own_names() & set(kwargs)}
+        return super().from_dict({**config_dict, **changed}, **kwargs)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values; `motion_targets` as a list, whose order survives JSON.
 
@@ -244,6 +251,11 @@ def check_config_names(options: Mapping[str, Any]) -> None:
 
 def _known_names() -> set[str]:
     return {field.name for field in fields(MMEConfig)} | set(MMEConfig.attribute_map) | _NAMES_BESIDE_THE_FIELDS
+
+
+def _own_names() -> set[str]:
+    own = {field.name for field in fields(MMEConfig)} - {field.name for field in fields(PreTrainedConfig)}
+    return own | set(MMEConfig.attribute_map)
 
 
 def _named_targets(targets: list[dict]) -> dict[str, dict]:

@@ -124,17 +124,19 @@ def download_tracks(repository: str) -> Path:
 def _check_names_nothing_local(folder: Path, patterns: Sequence[str]) -> None:
     """Refuse JSON with the path of something on this machine, such as a target's teacher: nobody else could load it."""
     for name in filter_repo_objects(sorted(path.name for path in folder.glob("*.json")), allow_patterns=patterns):
-        for words in _strings_in(json.loads((folder / name).read_text(encoding="utf-8"))):
-            if Path(words).is_absolute() and Path(words).exists():
+        for key, words in _strings_in(json.loads((folder / name).read_text(encoding="utf-8"))):
+            # A word may happen to be a file here too; the name of a teacher is either a folder's or the Hub's.
+            if (key == "teacher" or Path(words).is_absolute()) and Path(words).exists():
                 raise PushError(f"{name} names {words}, which is on this machine alone. Put a Hub name there instead")
 
 
-def _strings_in(value: Any) -> Iterator[str]:
+def _strings_in(value: Any, key: str | None = None) -> Iterator[tuple[str | None, str]]:
+    """Yield (key, string) of every string, however deep; a list's have the list's key."""
     if isinstance(value, str):
-        yield value
+        yield key, value
     elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings_in(item)
+        for own, item in value.items() if isinstance(value, dict) else ((key, item) for item in value):
+            yield from _strings_in(item, own)
 
 
 def _existing_repository(api: HfApi, repository: str, kind: str, private: bool) -> RepoUrl:

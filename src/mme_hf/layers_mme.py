@@ -16,7 +16,8 @@ from .tokens_mme import MMESinusoidPositions
 def cast_once_for_autocast(hidden_states: torch.Tensor) -> torch.Tensor:
     """Return what autocast would feed to each linear layer, so that layers with one input share one copy of it."""
     device_type = hidden_states.device.type
-    if torch.is_autocast_enabled(device_type):
+    # Shapes alone, on the device "meta", have no autocast.
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return hidden_states.to(torch.get_autocast_dtype(device_type))
     return hidden_states
 

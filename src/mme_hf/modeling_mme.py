@@ -100,7 +100,10 @@ class MMEPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         if config is None or getattr(config, "model_type", None) == "videomae":
             fields = mme_fields_of_videomae(of_videomae if config is None else config.to_dict())
+            # Not the configuration's to take: it would keep "auto" as if it were a type.
+            precision = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
             config, kwargs = cls.config_class.from_dict(fields, return_unused_kwargs=True, **kwargs)
+            kwargs.update(precision)
         kwargs["key_mapping"] = VIDEOMAE_KEY_MAPPING
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         # Or it would be saved under VideoMAE's names, which a configuration of ours does not go with.

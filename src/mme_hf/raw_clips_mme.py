@@ -108,7 +108,8 @@ def cut_raw_clip(
     if needs_tracks(options, is_guided=is_guided):
         tracker = tracker_of(options)
         if is_of_one_clip(tracker):
-            tracker = tracker.for_clip(geometry, [frame_numbers[place] for place in places])
+            shown = [frame_numbers[place] for place in places]
+            tracker = tracker.for_clip(geometry, shown, tuple(raw_frames.shape[-2:]))
             tracks = follow_points(frames, plan, tracker, options)
     if is_guided:
         num_masked = grid[0] * num_masked_patches(grid, options.mask_ratio)

@@ -40,8 +40,7 @@ def as_frames(source: Any, input_data_format: str | None, convert_to_rgb: Callab
         ValueError: If shape or dtype is none of a video's, or the frames of a list differ in size.
     """
     if isinstance(source, list | tuple):
-        frames = [frame.convert("RGB") if hasattr(frame, "convert") else frame for frame in source]
-        frames = [_as_tensor(np.asarray(frame)) for frame in frames]
+        frames = [_as_tensor(np.asarray(frame)) for frame in _with_one_mode(source)]
         if len({frame.shape for frame in frames}) != 1:
             raise ValueError("the frames of a video differ in size. Give frames of one size, or a list of videos.")
         frames = torch.stack([frame[..., None] if frame.ndim == 2 else frame for frame in frames])
@@ -75,9 +74,20 @@ def _channels_message(shape: tuple[int, ...]) -> str:
     )
 
 
+def _with_one_mode(frames: Sequence[Any]) -> list[Any]:
+    """Return the frames with all PIL images among them as RGB, or as RGBA where one of them lets something through."""
+    lets_through = any(getattr(frame, "has_transparency_data", False) for frame in frames)
+    mode = "RGBA" if lets_through else "RGB"
+    return [frame.convert(mode) if hasattr(frame, "convert") else frame for frame in frames]
+
+
 def _as_tensor(array: Any) -> torch.Tensor:
-    # torch warns about read-only arrays, which decoders and PIL give; only these are copied.
-    return torch.as_tensor(np.require(array, requirements=["W"]) if isinstance(array, np.ndarray) else array)
+    if isinstance(array, np.ndarray):
+        if any(stride < 0 for stride in array.strides):  # a mirrored view, such as BGR as RGB, which torch refuses
+            array = array.copy()
+        # torch warns about read-only arrays, which decoders and PIL give; only these are copied.
+        array = np.require(array, requirements=["W"])
+    return torch.as_tensor(array)
 
 
 def flatten_batch(videos: Any) -> list[Any]:

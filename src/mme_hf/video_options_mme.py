@@ -16,7 +16,8 @@ from .trajectories_mme import POINT_LAYOUTS, TRACKERS, check_options
 
 CAMERA_MOTION: tuple[str, ...] = ("keep", "remove")
 # Those that torchvision resizes tensors with.
-_FILTERS = ("nearest", "nearest-exact", "bilinear", "bicubic", "lanczos")
+# Not Lanczos: torchvision has it for tensors in new versions alone, and on CPUs alone.
+_FILTERS = ("nearest", "nearest-exact", "bilinear", "bicubic")
 _WHOLE_NUMBERS = ("num_frames", "frame_stride", "patch_size", "tubelet_size", "trajectory_num_steps", "cell_size_px")
 # What transformers writes beside the options; no user types these.
 _KEYS_OF_A_FILE = frozenset(
@@ -209,8 +210,8 @@ def check_resample(resample: Any) -> None:
     mode = pil_torch_interpolation_mapping.get(resample, resample)
     if resample is not None and getattr(mode, "value", mode) not in _FILTERS:
         raise ValueError(
-            f"resample ({resample!r}) is no filter for tensors. Choose PIL's number of one: 0 (nearest), 1 (Lanczos), "
-            "2 (bilinear) or 3 (bicubic)."
+            f"resample ({resample!r}) is no filter for tensors. Choose PIL's number of one: 0 (nearest), 2 "
+            "(bilinear) or 3 (bicubic)."
         )
 
 

@@ -156,7 +156,9 @@ class MMEVideoProcessor(BaseVideoProcessor):
         tracker = self.tracker
         if not isinstance(tracker, str):
             options["tracker"] = getattr(tracker, "name", repr(tracker))
-            options["tracker_options"] = dict(getattr(tracker, "options", {}))
+            # Not the tracks of one video, say: these are no setting.
+            own = getattr(tracker, "options", {})
+            options["tracker_options"] = {name: value for name, value in own.items() if _is_plain(value)}
         return options
 
     def sample_frames(
@@ -391,3 +393,7 @@ def _given_masks(mask: torch.Tensor | None, num_clips: int) -> list[torch.Tensor
 
 def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
     return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)

@@ -78,7 +78,9 @@ def open_plainly(source: Any) -> "TorchCodecVideo | PyAVVideo":
     if isinstance(source, str | Path) and "://" not in str(source) and not Path(source).is_file():
         what = "is no file" if Path(source).exists() else "is not there"
         raise FileNotFoundError(f"video {str(source)!r} {what}. Give the path of a video file.")
-    can_seek = not _first_bytes(source).startswith(_NOT_TO_SEEK_IN)
+    header = _first_bytes(source)
+    # A camera's transport stream has a time of four bytes before each packet.
+    can_seek = not (header.startswith(_NOT_TO_SEEK_IN) or header.startswith(_NOT_TO_SEEK_IN[-1], 4))
     missing, causes = [], []
     for kind in (TorchCodecVideo, PyAVVideo) if can_seek else (PyAVVideo,):
         try:
@@ -200,8 +202,8 @@ def _first_bytes(source: Any) -> bytes:
         return b""
     if isinstance(source, str | Path):
         with open(source, "rb") as file:
-            return file.read(4)
-    return _as_input(source).read(4)
+            return file.read(5)
+    return _as_input(source).read(5)
 
 
 def _name_of(source: Any) -> str:

@@ -38,6 +38,7 @@ MAKERS = {
     "h264_variable_rate.mp4": partial(write_video, times=uneven_times),
     "h264.mkv": write_video,
     "h264.ts": write_video,
+    "h264.m2ts": write_video,  # with a time before each packet, as cameras write it
     "h264.avi": write_video,
     "hevc.mp4": partial(write_video, codec="libx265", options={"x265-params": "keyint=12:log-level=none"}),
     "vp9.webm": partial(write_video, codec="libvpx-vp9", options=fast_vpx, gop_size=12),
@@ -69,6 +70,7 @@ REFUSED = {
         "av1.mp4",
         "h264.avi",
         "h264.ts",
+        "h264.m2ts",
         "h264_hidden_start.mp4",
         "h264_open_gop.mkv",
         "h264_open_gop.mp4",
@@ -78,7 +80,7 @@ REFUSED = {
         "mpeg4_b_frames.mp4",
         "mpeg4_packed.avi",
     },
-    "torchcodec": {"h264.avi", "h264.ts", "mpeg2.mpg", "mpeg4_b_frames.avi", "mpeg4_packed.avi"},
+    "torchcodec": {"h264.avi", "h264.ts", "h264.m2ts", "mpeg2.mpg", "mpeg4_b_frames.avi", "mpeg4_packed.avi"},
 }
 # And where it fails on some reads, it has to say so.
 FAILS_ON_READ = {"torchcodec": {"h264_open_gop.mkv", "h264_open_gop.mp4"}}

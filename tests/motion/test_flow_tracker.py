@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mme_hf.motion import build_tracker
+from mme_hf.motion import MotionParameters, build_tracker
+from mme_hf.motion.dis import DISFlow
 from mme_hf.motion.flow_tracker import FlowTracker, median_filter_3x3
 from mme_hf.trajectories_mme import grid_points
 
@@ -120,6 +121,15 @@ def test_dis_settings_reach_opencv_and_survive_pickling():
     engine = tracker.flow._build_engine(cv2, 64)
     assert engine.getFinestScale() == 2 and engine.getPatchStride() == 5
     assert engine.getVariationalRefinementIterations() == 0
+
+
+def test_a_tracker_made_by_hand_tells_its_options_like_one_that_was_built():
+    by_hand = FlowTracker(DISFlow(preset="medium"), visibility="inside_frame")
+    assert by_hand.options == {"preset": "medium", "visibility": "inside_frame"}
+    assert build_tracker("dis", **by_hand.options) == by_hand
+    built = build_tracker("dis", preset="medium", visibility="inside_frame")
+    assert MotionParameters.of(by_hand) == MotionParameters.of(built) != MotionParameters.of(build_tracker("dis"))
+    assert FlowTracker(DISFlow()).options == FlowTracker(RecordedFlow()).options == {}
 
 
 def test_dis_is_not_misled_by_a_change_of_exposure():

@@ -1,5 +1,6 @@
 """Stored motion: exact where it is coded, and the same tracks for any clip as its video's motion gives."""
 
+import json
 import tracemalloc
 import zlib
 from types import MappingProxyType
@@ -318,6 +319,22 @@ def test_the_processor_tells_the_tracker_which_frames_it_sees_and_how_they_are_c
         motion_px = PositionTarget().displacements(batch["labels"][..., 108:], processor.trajectory_num_steps, (64, 64))
         assert motion_px[..., 0].median() == pytest.approx(expected, abs=0.1 * 64 / 112)
         assert motion_px[..., 1].median() == pytest.approx(-1 / 3, abs=0.1 * 64 / 112)
+
+
+def test_frames_of_another_size_than_the_videos_are_refused_and_only_settings_are_saved(video, tmp_path):
+    processor = MMEVideoProcessor(
+        num_frames=4, frame_stride=3, size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
+    with open_video(video) as reader:
+        tracker = StoredTracker(extract_motion(reader, build_tracker("dis")))
+        frames = reader.frames_at(range(50))
+    with pytest.raises(ValueError, match=r"frames are 48x64, but stored tracks of a video of 96x128 \(h"):
+        processor(frames[:, :, ::2, ::2], tracker=tracker, return_targets=True)
+    processor.tracker = tracker
+    processor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "video_preprocessor_config.json").read_text())
+    assert saved["tracker"] == "stored" and "motion" not in saved["tracker_options"]
+    assert MMEVideoProcessor.from_pretrained(tmp_path, tracker=tracker).tracker is tracker
 
 
 def pixels_apart(first, second):

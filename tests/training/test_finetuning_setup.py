@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
 
 from mme_hf import MMEForVideoClassification, MMEVideoProcessor, preset_config
@@ -128,6 +129,17 @@ def test_a_head_whose_classes_have_no_names_makes_way_for_one_of_those_that_ther
         arguments("--model_name_or_path", str(tmp_path)), SimpleNamespace(label_names=("jump", "wave"))
     )
     assert classifier.config.id2label == KNOWN and classifier.classifier.weight.abs().max() < 0.01
+
+
+def test_a_classifier_says_how_many_frames_and_pixels_it_now_sees(tmp_path):
+    records = SimpleNamespace(label_names=("jump", "wave"))
+    model().save_pretrained(tmp_path)
+    flags = ("--model_name_or_path", str(tmp_path), "--num_frames", "6", "--image_size", "32")
+    classifier, processor = build_classifier(arguments(*flags), records)
+    assert processor.num_frames == 6
+    assert (classifier.config.num_frames, classifier.config.image_size) == (6, 32)
+    with pytest.raises(StrictDataclassError, match=r"drop_path_rate \(1.0\) must be in \[0, 1\)"):
+        build_classifier(arguments("--model_name_or_path", str(tmp_path), "--drop_path_rate", "1"), records)
 
 
 def test_a_resumed_run_insists_on_which_class_has_which_number():

@@ -154,6 +154,14 @@ def test_weights_that_predict_something_else_are_refused(tmp_path):
         build_model_and_processor(arguments(model_name_or_path=str(tmp_path / "no" / "folder"), model_options=None))
 
 
+def test_a_loaded_model_says_how_many_frames_and_pixels_it_now_sees(tmp_path):
+    for part in build_model_and_processor(arguments()):
+        part.save_pretrained(tmp_path)
+    again = {"model_name_or_path": str(tmp_path), "model_options": None}
+    model, _ = build_model_and_processor(arguments(**again, num_frames=8, image_size=48))
+    assert (model.config.num_frames, model.config.image_size) == (8, 48)
+
+
 def test_the_order_of_the_targets_goes_with_the_weights(tmp_path):
     swapped = {"motion_targets": {"position": {}, "shape": {}}}
     for part in build_model_and_processor(arguments(processor_options=swapped)):
@@ -256,6 +264,19 @@ def test_targets_and_weights_come_from_the_flag_and_go_into_model_and_processor(
             arguments(model_name_or_path=str(tmp_path), model_options=None, processor_options=sigmoid)
         )
     assert set(model.visible_heads) == {"position", "features"}
+
+
+def test_a_run_that_is_pushed_takes_no_teacher_of_this_machine_however_it_is_named(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher")
+    targets = {"features": {"teacher": teacher}}
+    for flags in (
+        {"motion_targets": ["features"], "teacher": teacher},
+        {"motion_targets": [json.dumps(targets)]},
+        {"processor_options": {"motion_targets": targets}},
+    ):
+        build_model_and_processor(arguments(**flags))
+        with pytest.raises(ValueError, match=r"teacher \('.*'\) is a folder here, .* Push the teacher first"):
+            build_model_and_processor(arguments(**flags, push_to_hub=True))
 
 
 def test_a_loaded_model_keeps_its_visible_weights_or_loses_their_layers(tmp_path):

@@ -148,8 +148,17 @@ class StoredTracker:
         """What `build_tracker` needs to make an equal tracker."""
         return {name: getattr(self, name) for name in ("motion", "first_frame", "geometry", "frame_numbers")}
 
-    def for_clip(self, geometry: ClipGeometry, raw_frames: Sequence[int]) -> "StoredTracker":
-        """Return the tracker of frames `raw_frames`, counted from `first_frame`, after `geometry`."""
+    def for_clip(
+        self, geometry: ClipGeometry, raw_frames: Sequence[int], frame_size: tuple[int, int]
+    ) -> "StoredTracker":
+        """Return the tracker of frames `raw_frames`, counted from `first_frame`, after `geometry`.
+
+        Raises:
+            ValueError: If the frames are of another (height, width) than the video's: the geometry is not of it then.
+        """
+        if tuple(frame_size) != self.motion.source_size:
+            given, own = (f"{height}x{width}" for height, width in (frame_size, self.motion.source_size))
+            raise ValueError(f"frames are {given}, but stored tracks of a video of {own} (height x width).")
         frame_numbers = tuple(self.first_frame + frame for frame in raw_frames)
         return replace(self, geometry=geometry, frame_numbers=frame_numbers)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..video import check_backend
@@ -231,11 +230,6 @@ class PretrainingArguments(TrainingArguments, ModelArguments, DataArguments):
         check_optimizer(self.optimizer)
         if self.targets_on not in ("workers", "device"):
             raise ValueError(f"targets_on ({self.targets_on!r}) must be 'workers' or 'device'.")
-        if self.push_to_hub and self.teacher and Path(self.teacher).exists():
-            raise ValueError(
-                f"teacher ({self.teacher!r}) is a folder here, which those who load the processor from the Hub do not "
-                "have. Push the teacher first, and give its name there."
-            )
         validations = [
             name for name in ("validation_split", "validation_dir", "validation_manifest") if getattr(self, name)
         ]

@@ -22,7 +22,7 @@ from ..wording import counted
 from .labelled_data import check_every_video_is_labelled, label_mappings, new_processor, processor_of
 from .mixing import MixedInputs
 from .progress import announce_run
-from .setup import NOT_LOADED, check_model_name, load_training_records, load_validation_records
+from .setup import NOT_LOADED, check_model_name, input_size, load_training_records, load_validation_records
 
 if TYPE_CHECKING:
     from .finetuning_arguments import FinetuningArguments
@@ -118,6 +118,7 @@ def build_classifier(
     if args.model_name_or_path:
         model = _load_classifier(args.model_name_or_path, records.label_names, options)
         processor = processor_of(args.model_name_or_path, model.config, args)
+        model.config.update(input_size(processor))
     else:
         sizes = {name: getattr(args, name) for name in ("image_size", "num_frames") if getattr(args, name) is not None}
         model = MMEForVideoClassification(preset_config(args.preset, **sizes, **options))

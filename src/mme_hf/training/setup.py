@@ -32,7 +32,7 @@ from ..presets import preset_config
 from ..video import VideoReadError
 from ..video_processing_mme import MMEVideoProcessor
 from .checkpointing import STATE_FILE
-from .target_flags import processor_options, set_target_weights
+from .target_flags import check_teachers_are_public, processor_options, set_target_weights
 
 if TYPE_CHECKING:
     from .arguments import PretrainingArguments
@@ -100,8 +100,7 @@ def _check_model_type(flag: str, config_file: Path) -> None:
 def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTraining, MMEVideoProcessor]:
     """Return a model and the processor that makes its inputs and targets.
 
-    With `model_name_or_path` both come from there, and the processor is changed by the flags that are not at their
-    defaults.
+    With `model_name_or_path` both come from there, and the processor is changed by the flags that are given.
 
     Raises:
         ValueError: If an option is unknown or out of range, if no target has a weight in the loss, if there is no such
@@ -119,10 +118,8 @@ def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
     else:
         preset = preset_config(args.preset)
         processor = _new_processor(args, preset)
-        crop = processor.crop_size
         options = {
-            "image_size": (crop["height"], crop["width"]) if crop["height"] != crop["width"] else crop["height"],
-            "num_frames": processor.num_frames,
+            **input_size(processor),
             "patch_size": processor.patch_size,
             "tubelet_size": processor.tubelet_size,
             "motion_targets": processor.motion_target_config(),
@@ -134,6 +131,7 @@ def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
             f"motion_targets have the weights {weights}: nothing would be trained. Give one of them a weight above 0, "
             f"such as '{next(iter(weights))}:1', or leave the weight out."
         )
+    check_teachers_are_public(args, processor)
     is_tracked = not args.stored_tracks or args.has_validation_data
     # Now, or a worker would be the first to miss it.
     (build_ready_tracker if is_tracked else build_tracker)(processor.tracker, **(processor.tracker_options or {}))
@@ -200,7 +198,14 @@ def _load_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
         )
     if "motion_targets" in changed:
         set_target_weights(model, processor)
+    model.config.update(input_size(processor))
     return model, processor
+
+
+def input_size(processor: MMEVideoProcessor) -> dict[str, Any]:
+    """Return what a configuration says of the clips that a processor makes; pipelines take `num_frames` from it."""
+    height, width = processor.crop_size["height"], processor.crop_size["width"]
+    return {"num_frames": processor.num_frames, "image_size": height if height == width else [height, width]}
 
 
 def _check_image_size(args: PretrainingArguments, patch_size: int) -> None:

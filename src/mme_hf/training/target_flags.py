@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..motion_targets_mme import takes_visible_weight
@@ -35,6 +36,17 @@ def processor_options(args: PretrainingArguments) -> dict[str, Any]:
             )
         options["motion_targets"] = {**targets, "features": {**targets["features"], "teacher": args.teacher}}
     return options
+
+
+def check_teachers_are_public(args: PretrainingArguments, processor: MMEVideoProcessor) -> None:
+    """Raise ValueError if a run that is pushed has a teacher of this machine alone, wherever it was named."""
+    for target in processor.motion_targets.values() if args.push_to_hub else ():
+        teacher = target.get("teacher")
+        if teacher and Path(teacher).exists():
+            raise ValueError(
+                f"teacher ({teacher!r}) is a folder here, which those who load the processor from the Hub do not "
+                "have. Push the teacher first, and give its name there."
+            )
 
 
 def parse_motion_targets(words: Sequence[str]) -> dict[str, dict[str, Any]]:

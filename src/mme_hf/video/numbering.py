@@ -12,7 +12,9 @@ from .sources import VideoSource, as_ffmpeg_input, rewind, source_header
 
 _AVI = b"RIFF"
 _PROGRAM_STREAM = b"\x00\x00\x01\xba"
+# In the first byte of each packet; cameras (.mts, .m2ts) put a time of four bytes before it.
 _TRANSPORT_STREAM = b"\x47"
+_BYTES_OF_TIME = 4
 _SEEKS_ARE_WRONG = "seeking in this kind of file gives other frames than decoding it in order; use backend='pyav'."
 _IS_CUT = (
     "it is truncated: it holds fewer frames than its header announces; backend='pyav' reads it if few are missing."
@@ -22,9 +24,10 @@ _IS_CUT = (
 def reason_not_to_seek(source: VideoSource) -> str | None:
     """Return why frames of `source` found by time are not the right ones, None if they are; cheap except for AVI."""
     header = source_header(source)
-    if header.startswith((_PROGRAM_STREAM, _TRANSPORT_STREAM)):
-        return _SEEKS_ARE_WRONG
-    return _reason(source, _reason_in_avi) if header.startswith(_AVI) else None
+    if header.startswith(_AVI):
+        return _reason(source, _reason_in_avi)
+    is_of_packets = header.startswith((_PROGRAM_STREAM, _TRANSPORT_STREAM))
+    return _SEEKS_ARE_WRONG if is_of_packets or header.startswith(_TRANSPORT_STREAM, _BYTES_OF_TIME) else None
 
 
 def reason_against_decord(source: VideoSource) -> str | None:
