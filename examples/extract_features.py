@@ -95,8 +95,8 @@ class FeatureExtraction:
         self.bad_videos = BadVideoLog.for_share(
             self.records,
             self.output_dir,
-            **options,
-            num_own=sum(shard.num_videos for shard in shards),
+            process_index=self.accelerator.process_index,
+            own_places=[shard.places for shard in shards],
             max_bad_fraction=args.max_bad_fraction,
             on_bad_video=args.on_bad_video,
         )

@@ -169,8 +169,7 @@ class Extraction:
             self.records,
             self.output_dir,
             process_index=self.accelerator.process_index,
-            num_processes=self.accelerator.num_processes,
-            num_own=self._num_own_videos(),
+            own_places=None if self.records.num_records is None else [shard.places for shard in self._shards()],
             max_bad_fraction=self.args.max_bad_fraction,
             on_bad_video=self.args.on_bad_video,
         )

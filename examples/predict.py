@@ -117,7 +117,7 @@ class Prediction:
         if self.args.json:
             path = Path(self.args.json)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self.results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(self.results, indent=2) + "\n", encoding="utf-8")
         return not any("error" in result for result in self.results)
 
     def _files(self, name: str) -> list[str]:
@@ -227,7 +227,8 @@ class Prediction:
         return list(small.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
 
     def _report_error(self, name: str, cause: str) -> None:
-        print(f"{name}: not read: {cause}\n", file=sys.stderr, flush=True)
+        shown = name.encode(errors="backslashreplace").decode()  # a name may be no text
+        print(f"{shown}: not read: {cause}\n", file=sys.stderr, flush=True)
         self.results.append({"video": name, "error": cause})
 
 

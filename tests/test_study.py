@@ -139,10 +139,15 @@ def test_a_default_gives_way_to_what_both_probes_find_better_on_the_videos_they_
         }
         contents = {"row": row, "seed": 0, "probes": {"one": probes}}
         (tmp_path / "probes" / f"{row}-0.json").write_text(json.dumps(contents))
+    for row in ("mme", "length_2"):
+        contents = json.loads((tmp_path / "probes" / f"{row}-0.json").read_text())
+        (tmp_path / "probes" / f"{row}-1.json").write_text(json.dumps({**contents, "seed": 1}))
+    assert "| 2 | gives way |" in default_table(Evidence(tmp_path))
+    (tmp_path / "probes" / "length_2-1.json").unlink()
     lines = default_table(Evidence(tmp_path)).splitlines()[2:]
     ends = {line.split(" | ")[1]: line.split(" | ")[2:] for line in lines}
     assert len(lines) == sum(row.default is not None for row in ROWS)
-    assert ends[BY_NAME["length_2"].about] == ["+6.0", "+20.0", "-10.0", "+0.0", "1", "gives way |"]
+    assert ends[BY_NAME["length_2"].about] == ["+6.0", "+20.0", "-10.0", "+0.0", "1", "in doubt |"]
     assert ends[BY_NAME["length_8"].about] == ["+20.0", "+4.0", "+40.0", "+40.0", "1", "stands |"]
     assert ends[BY_NAME["mask_90"].about] == ["-", "-", "-", "-", "0", "not run |"]
 

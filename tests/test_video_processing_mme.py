@@ -420,7 +420,7 @@ def test_saved_and_reloaded_exactly(tmp_path):
 
 
 def test_a_tracker_object_is_saved_by_name_and_options(tmp_path):
-    processor = MMEVideoProcessor(**SMALL, tracker=build_tracker("dis", preset="ultrafast"))
+    processor = MMEVideoProcessor(**SMALL, tracker=build_tracker("dis", preset="ultrafast", refinement_levels=(0,)))
     processor.save_pretrained(tmp_path)
     again = MMEVideoProcessor.from_pretrained(tmp_path)
     assert again.tracker == "dis" and again.tracker_options["preset"] == "ultrafast"

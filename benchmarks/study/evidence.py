@@ -103,12 +103,16 @@ class Evidence:
             if name == row
         }
 
+    def shared_seeds(self, row: str, other: str) -> list[int]:
+        """Return the seeds of pre-training that the probes of both rows have been run with."""
+        return sorted(seed for name, seed in self.probes if name == row and (other, seed) in self.probes)
+
     def gain(self, row: str, other: str, probe: str, figure: str) -> float | None:
         """Return by how much a figure of a probe is better than another row's: the mean over sets and shared seeds.
 
         None without a seed that both were run with.
         """
-        seeds = [seed for name, seed in self.probes if name == row and (other, seed) in self.probes]
+        seeds = self.shared_seeds(row, other)
         pairs = [[self.probes[name, seed]["probes"] for name in (row, other)] for seed in seeds]
         gains = [
             ours[actions][probe]["seeds"][0][figure] - theirs[actions][probe]["seeds"][0][figure]
@@ -122,10 +126,10 @@ class Evidence:
 
         None without a seed that both were run with.
         """
-        ours, theirs = self.is_right(row, probe, actions), self.is_right(other, probe, actions)
-        seeds = sorted(set(ours) & set(theirs))
+        seeds = self.shared_seeds(row, other)
         if not seeds:
             return None
+        ours, theirs = self.is_right(row, probe, actions), self.is_right(other, probe, actions)
         gains = np.array([np.subtract(ours[seed], theirs[seed], dtype=float) for seed in seeds])
         return paired_bootstrap(gains)
 

@@ -40,7 +40,7 @@ def as_frames(source: Any, input_data_format: str | None, convert_to_rgb: Callab
         ValueError: If shape or dtype is none of a video's, or the frames of a list differ in size.
     """
     if isinstance(source, list | tuple):
-        frames = [_as_tensor(np.asarray(frame)) for frame in _with_one_mode(source)]
+        frames = [_as_tensor(np.asarray(frame)) for frame in _as_rgb(source, convert_to_rgb)]
         if len({frame.shape for frame in frames}) != 1:
             raise ValueError("the frames of a video differ in size. Give frames of one size, or a list of videos.")
         frames = torch.stack([frame[..., None] if frame.ndim == 2 else frame for frame in frames])
@@ -74,10 +74,11 @@ def _channels_message(shape: tuple[int, ...]) -> str:
     )
 
 
-def _with_one_mode(frames: Sequence[Any]) -> list[Any]:
-    """Return the frames with all PIL images among them as RGB, or as RGBA where one of them lets something through."""
+def _as_rgb(frames: Sequence[Any], convert_to_rgb: Callable | None) -> list[Any]:
+    """Return the frames with PIL images as RGB, or all as RGBA where one lets something through: to blend it later."""
+    are_images = all(hasattr(frame, "convert") for frame in frames)
     lets_through = any(getattr(frame, "has_transparency_data", False) for frame in frames)
-    mode = "RGBA" if lets_through else "RGB"
+    mode = "RGBA" if convert_to_rgb is not None and are_images and lets_through else "RGB"
     return [frame.convert(mode) if hasattr(frame, "convert") else frame for frame in frames]
 
 

@@ -89,8 +89,10 @@ def test_wrong_limits_are_named(tmp_path):
 def test_processes_that_do_not_meet_list_their_shares_and_the_first_one_what_is_missing(tmp_path, video_folder):
     records = replace(load_folder_records(video_folder), missing_files=(("lost.mp4", "no such file"),))
     logs = [
-        BadVideoLog.for_share(records, tmp_path, process_index=index, num_processes=2, num_own=3, max_bad_fraction=0.5)
-        for index in range(2)
+        BadVideoLog.for_share(
+            records, tmp_path, process_index=index, own_places=[range(first, first + 3)], max_bad_fraction=0.5
+        )
+        for index, first in enumerate((3, 0))
     ]
     assert [log.num_bad for log in logs] == [1, 0] and [log.num_records for log in logs] == [4, 3]
     logs[1].record([BadVideo("b.mp4", "broken")], num_seen=3)
@@ -99,15 +101,16 @@ def test_processes_that_do_not_meet_list_their_shares_and_the_first_one_what_is_
     assert "lost.mp4" in listed["bad_videos.jsonl"] and "b.mp4" in listed["bad_videos_1.jsonl"]
 
 
-def test_missing_files_count_for_every_process_and_not_for_the_first_alone(tmp_path, video_folder):
+def test_missing_files_weigh_nowhere_more_than_among_all_videos(tmp_path, video_folder):
     missing = tuple((f"{number}.mp4", "no such file") for number in range(4))
-    records = replace(load_folder_records(video_folder), missing_files=missing)
-    # 4 of 20 videos are missing, 2 of 10 for each of two processes; 4 of the first one's 12 would be too many.
+    records = replace(load_folder_records(video_folder), num_records=12, missing_files=missing)
+    # Shards of 3 videos get one each; a process without any has nothing to judge.
+    shares = [[range(3), range(6, 9)], [range(3, 6), range(9, 11)], [range(11, 12)], []]
     logs = [
-        BadVideoLog.for_share(records, tmp_path, process_index=index, num_processes=2, num_own=8, max_bad_fraction=0.25)
-        for index in range(2)
+        BadVideoLog.for_share(records, tmp_path, process_index=index, own_places=places, max_bad_fraction=0.5)
+        for index, places in enumerate(shares)
     ]
-    assert [(log.num_bad, log.num_records) for log in logs] == [(2, 10), (2, 10)]
+    assert [(log.num_bad, log.num_records) for log in logs] == [(2, 8), (1, 6), (1, 2), (0, 0)]
 
 
 @pytest.mark.parametrize("source", ["line\u2028end.mp4", "no text \udce9.mp4"])

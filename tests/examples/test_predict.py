@@ -110,8 +110,10 @@ def test_a_link_in_a_folder_that_leads_nowhere_is_told(predict, videos, tmp_path
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "a.avi").symlink_to(videos / "long.avi")
     (tmp_path / "linked" / "b.mp4").symlink_to(tmp_path / "gone.mp4")
+    (tmp_path / "linked" / os.fsdecode(b"caf\xe9.mp4")).touch()
     status, _, errors, results = predict(tmp_path / "linked")
     assert status == 1 and "b.mp4: not read: no such file: it is a link to" in errors
+    assert "its name is no UTF-8 text: rename it" in errors
     assert [Path(result["video"]).name for result in results if "error" not in result] == ["a.avi"]
 
 

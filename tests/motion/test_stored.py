@@ -328,7 +328,7 @@ def test_frames_of_another_size_than_the_videos_are_refused_and_only_settings_ar
     with open_video(video) as reader:
         tracker = StoredTracker(extract_motion(reader, build_tracker("dis")))
         frames = reader.frames_at(range(50))
-    with pytest.raises(ValueError, match=r"frames are 48x64, but stored tracks of a video of 96x128 \(h"):
+    with pytest.raises(ValueError, match=r"a video: its stored tracks are of a video of 96x128, its frames 48x64"):
         processor(frames[:, :, ::2, ::2], tracker=tracker, return_targets=True)
     processor.tracker = tracker
     processor.save_pretrained(tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -96,21 +96,25 @@ class BadVideoLog:
         folder: str | Path,
         *,
         process_index: int,
-        num_processes: int,
-        num_own: int | None,
+        own_places: Sequence[range] | None,
         **options,
     ) -> BadVideoLog:
         """Return the log of one of several processes that meet only at their end, and each list and judge their share.
 
         Args:
-            records: The videos of all; missing files are dealt out like videos, so that each share is judged alike.
+            records: The videos of all. Missing files are dealt out in proportion to the shares, so that they weigh
+                nowhere more than among all.
             folder: Where the list is written: `bad_videos.jsonl`, those of further processes with their number.
             process_index: Which process this is, from 0.
-            num_processes: How many there are.
-            num_own: Videos of its share; None where that is not known.
+            own_places: Places of its videos among all; None in a stream, which has no missing files.
             **options: As the class takes them.
         """
-        missing = [BadVideo(*missing) for missing in records.missing_files[process_index::num_processes]]
+        missing, num_own = [], None
+        if own_places is not None:
+            num_missing, num_own = len(records.missing_files), sum(map(len, own_places))
+            for places in own_places:
+                first, end = (place * num_missing // records.num_records for place in (places.start, places.stop))
+                missing += [BadVideo(*missing) for missing in records.missing_files[first:end]]
         name = f"bad_videos_{process_index}.jsonl" if process_index else "bad_videos.jsonl"
         num_records = None if num_own is None else num_own + len(missing)
         log = cls(Path(folder) / name, num_records=num_records, is_continued=True, **options)

@@ -45,6 +45,11 @@ class Shard:
     records: Iterator[Mapping[str, Any]] | None
     num_videos: int
 
+    @property
+    def places(self) -> range:
+        """Places of the videos in the data set."""
+        return range(self.first_place, self.first_place + self.num_videos)
+
 
 def shards_of(
     records: VideoRecords, folder: str | Path, *, size: int, process_index: int, num_processes: int

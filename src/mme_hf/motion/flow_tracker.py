@@ -1,7 +1,7 @@
 """A tracker made of any dense optical flow."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from inspect import Parameter, Signature
 from types import UnionType
 from typing import Any, Literal, get_origin
@@ -27,8 +27,6 @@ class FlowTracker:
         median_filter_size: 3 to pass a 3 x 3 median over the flow first, as Dense Trajectories do; 0 for none.
         visibility: "matched" to lose points that no longer look as at their start (hidden, slipped, or cut away);
             "inside_frame" to lose only those that leave the frame, as the published code does.
-        options: Options that `build_tracker` makes an equal tracker from. Default: what differs from the defaults of
-            the flow, if that is a dataclass, and of this class.
     """
 
     flow: OpticalFlow
@@ -37,7 +35,6 @@ class FlowTracker:
     flow_precision: Literal["subpixel", "whole_pixel"] = "subpixel"
     median_filter_size: int = 0
     visibility: Literal["matched", "inside_frame"] = "matched"
-    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
         choices = {
@@ -50,12 +47,17 @@ class FlowTracker:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"tracker: {name} ({getattr(self, name)!r}) must be one of {list(allowed)}.")
-        if not self.options:
-            parts = [(item, self) for item in _own_fields()]
-            parts += [(item, self.flow) for item in (fields(self.flow) if is_dataclass(self.flow) else ())]
-            values = {item.name: (getattr(part, item.name), item.default) for item, part in parts}
-            changed = {name: value for name, (value, default) in values.items() if value != default}
-            object.__setattr__(self, "options", changed)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options that `build_tracker` makes an equal tracker from: what is not at its default, here and in the flow.
+
+        Of a flow that is no dataclass nothing is known.
+        """
+        parts = [(item, self) for item in fields(self) if item.name != "flow"]
+        parts += [(item, self.flow) for item in (fields(self.flow) if is_dataclass(self.flow) else ()) if item.init]
+        values = {item.name: (getattr(part, item.name), item.default) for item, part in parts}
+        return {name: value for name, (value, default) in values.items() if value is not default and value != default}
 
     @property
     def name(self) -> str:
@@ -130,13 +132,13 @@ def build_ready_tracker(name: str, **options: Any) -> Tracker:
 
 def tracker_builder(flow_class: type[OpticalFlow]) -> Callable[..., FlowTracker]:
     """Return what `TRACKERS` holds for a flow: a function of the flow's options and `FlowTracker`'s own."""
-    own = _own_fields()
+    own = [item for item in fields(FlowTracker) if item.name != "flow"]
 
     def build(**options: Any) -> FlowTracker:
         tracker_options = {item.name: options[item.name] for item in own if item.name in options}
         flow_options = {name: value for name, value in options.items() if name not in tracker_options}
         _check_types(flow_class, flow_options)
-        return FlowTracker(flow_class(**flow_options), **tracker_options, options=options)
+        return FlowTracker(flow_class(**flow_options), **tracker_options)
 
     # `check_options` reads the names off the signature, `MotionParameters` the defaults.
     parameters = [
@@ -145,10 +147,6 @@ def tracker_builder(flow_class: type[OpticalFlow]) -> Callable[..., FlowTracker]
     build.__signature__ = Signature(parameters)
     build.__doc__ = f"Return a tracker on {flow_class.__name__}; its options and those of FlowTracker."
     return build
-
-
-def _own_fields() -> list[Field]:
-    return [item for item in fields(FlowTracker) if item.name not in ("flow", "options")]
 
 
 def _check_types(flow_class: type[OpticalFlow], options: Mapping[str, Any]) -> None:

@@ -154,11 +154,13 @@ class StoredTracker:
         """Return the tracker of frames `raw_frames`, counted from `first_frame`, after `geometry`.
 
         Raises:
-            ValueError: If the frames are of another (height, width) than the video's: the geometry is not of it then.
+            StoredTracksError: If the frames are of another (height, width) than the video's: tracks would not fit.
         """
         if tuple(frame_size) != self.motion.source_size:
             given, own = (f"{height}x{width}" for height, width in (frame_size, self.motion.source_size))
-            raise ValueError(f"frames are {given}, but stored tracks of a video of {own} (height x width).")
+            raise StoredTracksError(
+                f"{self.motion.source}: its stored tracks are of a video of {own}, its frames {given} (height x width)."
+            )
         frame_numbers = tuple(self.first_frame + frame for frame in raw_frames)
         return replace(self, geometry=geometry, frame_numbers=frame_numbers)
 

@@ -100,7 +100,8 @@ def _check_model_type(flag: str, config_file: Path) -> None:
 def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTraining, MMEVideoProcessor]:
     """Return a model and the processor that makes its inputs and targets.
 
-    With `model_name_or_path` both come from there, and the processor is changed by the flags that are given.
+    With `model_name_or_path` both come from there, and the processor is changed by the flags that are given. Those that
+    are not get its values in `args`, for logs and cards.
 
     Raises:
         ValueError: If an option is unknown or out of range, if no target has a weight in the loss, if there is no such
@@ -132,6 +133,9 @@ def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTrai
             f"such as '{next(iter(weights))}:1', or leave the weight out."
         )
     check_teachers_are_public(args, processor)
+    for name in _PROCESSOR_FLAGS:
+        if name != "tracker" and getattr(args, name) is None:
+            setattr(args, name, getattr(processor, name))
     is_tracked = not args.stored_tracks or args.has_validation_data
     # Now, or a worker would be the first to miss it.
     (build_ready_tracker if is_tracked else build_tracker)(processor.tracker, **(processor.tracker_options or {}))
