@@ -396,6 +396,5 @@ def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, str | int | float | bool)
+    is_list = isinstance(value, list | tuple)
+    return all(map(_is_plain, value)) if is_list else value is None or isinstance(value, str | int | float | bool)
