@@ -37,6 +37,7 @@ from mme_hf.training import (
     build_average,
     build_optimizer,
     build_scheduler,
+    describe_updates,
     parse_arguments,
     put_earlier_run_aside,
     run_update,
@@ -134,7 +135,6 @@ class Finetuning:
     def train(self) -> None:
         """Update the model until the last step, or until it has not become better for long enough."""
         args, state = self.args, self.state
-        rate = scaled_learning_rate(args.learning_rate, self.global_batch_size)
         announce_finetuning(
             args,
             self.model,
@@ -142,8 +142,7 @@ class Finetuning:
             self.validation_records,
             output_dir=self.output_dir if self.is_main else None,
             where=f"{self.accelerator.num_processes} x {self.accelerator.device.type}, {self.num_workers} readers each",
-            what=f"{counted(self.num_steps, 'update')} of {counted(self.global_batch_size, 'clip')}, peak learning "
-            f"rate {rate:.2e}, seed {args.seed}",
+            what=describe_updates(args, self.num_steps, self.global_batch_size),
         )
         self.started, batches = time.perf_counter(), iter(self.train_loader)
         self.prepared_model.train()

@@ -40,6 +40,7 @@ from mme_hf.training import (
     announce_run,
     build_optimizer,
     build_scheduler,
+    describe_updates,
     parse_arguments,
     put_earlier_run_aside,
     report_explained_share,
@@ -68,6 +69,7 @@ from mme_hf.wording import counted
 logger = logging.getLogger("pretrain")
 
 MAX_VIDEOS_TO_DRAW_FROM = 4
+FEW_UPDATES = 300  # after which the rows of benchmarks/study explain 1 % of the motion
 SAMPLE_RECIPE = Path(__file__).parent / "configs" / "samples.yaml"
 
 
@@ -148,8 +150,7 @@ class Pretraining:
             output_dir=self.output_dir if self.accelerator.is_main_process else None,
             where=f"{self.accelerator.num_processes} x {self.accelerator.device.type}, {self.num_workers} readers each",
             targets=describe_targets(args, self.processor, self.accelerator.device),
-            what=f"{counted(self.num_steps, 'update')} of {counted(self.global_batch_size, 'clip')}, peak learning "
-            f"rate {scaled_learning_rate(args.learning_rate, self.global_batch_size):.2e}, seed {args.seed}",
+            what=describe_updates(args, self.num_steps, self.global_batch_size, args.has_own_data * FEW_UPDATES),
         )
         if args.motion_health and not state.step and self.accelerator.is_main_process:
             sampling = train_sampling(args, self.held_out_fraction)

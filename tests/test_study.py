@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import moving_texture, write_video
 
 STUDY = Path(__file__).parents[1] / "benchmarks" / "study"
@@ -79,6 +80,18 @@ def test_a_longer_row_is_stretched_and_otherwise_the_same():
     differing = {name: (usual[name], value) for name, value in longer.items() if value != usual[name]}
     expected = {"max_train_steps": (1500, 6000), "warmup_steps": (75, 300), "checkpointing_steps": (300, 1200)}
     assert differing == expected
+
+
+def test_the_recipe_for_own_videos_is_the_longest_row_of_the_study():
+    study = Study.__new__(Study)
+    study.size, study.results_dir = SIZES["cpu"], STUDY / "results" / "cpu"
+    row = BY_NAME["mme_long"]
+    measured = study.configuration(row, 0, study.learning_rate(row))
+    # Rows say their seed and stride, which are the defaults, keep more checkpoints, and are of bf16.
+    own = {"seed", "frame_stride", "checkpoints_total_limit", "mixed_precision"}
+    recipe = yaml.safe_load((STUDY.parents[1] / "examples" / "configs" / "tiny.yaml").read_text())
+    assert recipe.pop("output_dir") == "outputs/pretrain-tiny"
+    assert recipe == {name: value for name, value in measured.items() if name not in own}
 
 
 def test_the_bootstrap_draws_seeds_and_videos():

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from mme_hf.training import ExtractionArguments, PretrainingArguments, parse_arguments
 from mme_hf.training.target_flags import parse_motion_targets
@@ -131,6 +132,8 @@ def test_a_mistake_that_a_recipe_has_part_in_names_the_recipe():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_read(path):
+    if "optimizer: muon" in path.read_text() and not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
     assert parse("--config", str(path)).config == str(path)
 
 

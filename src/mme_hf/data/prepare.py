@@ -366,7 +366,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("set", metavar="SET", help=", ".join(sorted({*PUBLISHED_SETS, *_ALIASES})))
     parser.add_argument("--root", required=True, help="folder that the set was downloaded to")
-    parser.add_argument("--output", help="folder to write; default: outputs/SET")
+    parser.add_argument("--output", help="folder to write; default: outputs/SET, or outputs/SET-foldN")
     parser.add_argument("--fold", type=int, help="official division of ucf101 and hmdb51: 1 (default), 2 or 3")
     parser.add_argument("--split", nargs="+", choices=PARTS, help="parts to write; default: all")
     parser.add_argument("--videos_dir", help="folder of the videos; default: anywhere below root")

@@ -13,7 +13,14 @@ from .optimization import (
     scaled_learning_rate,
 )
 from .parsing import parse_arguments
-from .progress import ProgressReporter, announce_result, announce_run, put_earlier_run_aside, set_up_logging
+from .progress import (
+    ProgressReporter,
+    announce_result,
+    announce_run,
+    describe_updates,
+    put_earlier_run_aside,
+    set_up_logging,
+)
 from .run_state import RunState
 from .updates import NonFiniteLossError, UpdateReport, run_update
 
@@ -32,6 +39,7 @@ __all__ = [
     "build_average",
     "build_optimizer",
     "build_scheduler",
+    "describe_updates",
     "explained_share",
     "latest_checkpoint",
     "parameter_groups",

@@ -242,6 +242,11 @@ class PretrainingArguments(TrainingArguments, ModelArguments, DataArguments):
             )
 
     @property
+    def has_own_data(self) -> bool:
+        """Whether videos are named; else they are the samples."""
+        return bool(self.dataset_name or self.train_dir or self.train_manifest)
+
+    @property
     def has_validation_data(self) -> bool:
         """Whether held-out clips come from videos of their own."""
         return bool(self.validation_split or self.validation_dir or self.validation_manifest)

@@ -16,12 +16,14 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from ..wording import counted
+from .optimization import scaled_learning_rate
 from .updates import UpdateReport
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ..data import VideoRecords
+    from .arguments import LoopArguments
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +112,19 @@ def announce_run(
     if targets is not None:
         logger.info("targets: %s", targets)
     logger.info("run: %s", what)
+
+
+def describe_updates(args: LoopArguments, num_steps: int, global_batch_size: int, too_few: int = 0) -> str:
+    """Return how long a run is and what decides its updates, in words that warn of `too_few` updates or less."""
+    rate = scaled_learning_rate(args.learning_rate, global_batch_size)
+    text = f"{counted(num_steps, 'update')} of {counted(global_batch_size, 'clip')}, peak learning rate {rate:.2e}, "
+    text += f"seed {args.seed}"
+    if num_steps <= too_few:
+        text += (
+            "\n  THESE ARE TOO FEW TO LEARN MOTION. Take a recipe, such as --config examples/configs/tiny.yaml, or "
+            "raise --num_train_epochs and --learning_rate."
+        )
+    return text
 
 
 def announce_result(output_dir: Path, *, report_to: str | None) -> None:

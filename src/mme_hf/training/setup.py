@@ -232,10 +232,9 @@ def load_records(args: PretrainingArguments) -> tuple[VideoRecords, VideoRecords
     train = load_training_records(args)
     if args.has_validation_data:
         return train, load_validation_records(args), 0.0
-    has_own_data = args.dataset_name or args.train_dir or args.train_manifest
     fraction = args.held_out_fraction
     if fraction is None:
-        fraction = 0.0 if has_own_data else SAMPLE_HELD_OUT_FRACTION
+        fraction = 0.0 if args.has_own_data else SAMPLE_HELD_OUT_FRACTION
     # Missing files are the training videos' to report: once.
     return train, (replace(train, missing_files=()) if fraction else None), fraction
 
