@@ -61,7 +61,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 PARTS = {
     "open + index": (AutoReader, "__init__"),
     "decode + convert": (AutoReader, "frames_at"),
-    "crop + resize": (ClipGeometry, "apply_to_frames"),
+    "crop + resize": (ClipGeometry, "resize_box"),
     "normalise": ("mme_hf.video_processing_mme mme_hf.raw_clips_mme", "normalize_frames"),
     "flow": (DISFlow, "__call__"),
     "track reads": (flow_tracker, "track_points"),

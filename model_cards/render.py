@@ -31,7 +31,7 @@ ROOT = FOLDER.parent
 STUDY = ROOT / "benchmarks" / "study"
 sys.path.append(str(STUDY))
 from evidence import Evidence  # noqa: E402
-from objectives import BY_NAME  # noqa: E402
+from objectives import BY_NAME, SIZES  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 _LAYOUTS = {"pretraining": "MME pre-training", "classification": "MME or VideoMAE classifier"}
@@ -128,6 +128,8 @@ def study_card(row: str) -> tuple[str, str]:
     # The optimizer is said by the row, no default; cards are to be rendered with a torch too that does not have it.
     for name, value in found["configuration"].items():
         words += [f"--{name}", str(value)] if name != "optimizer" else []
+    if found["configuration"] != SIZES["cpu"].configuration(BY_NAME[row], 0, found["configuration"]["learning_rate"]):
+        raise ValueError(f"the study's row {row} is told otherwise since its figures were measured. Run it again.")
     args = parse_arguments(PretrainingArguments, words)
     model, processor = build_model_and_processor(args)
     today = {**public_settings(asdict(args)), "motion_targets": model.config.motion_targets}

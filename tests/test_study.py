@@ -1,6 +1,7 @@
 """The study of benchmarks/study: what its figures are made of, and, slowly, all of it at its smallest size."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,14 +17,14 @@ STUDY = Path(__file__).parents[1] / "benchmarks" / "study"
 sys.path.insert(0, str(STUDY))
 
 import motion_readout  # noqa: E402
-from action_sets import read_lines, thinned, write_manifests  # noqa: E402
+from action_sets import numbered, read_lines, thinned, write_manifests  # noqa: E402
 from evidence import Evidence, Measured, paired_bootstrap  # noqa: E402
 from handmade import direction_votes  # noqa: E402
 from measured_tracks import measured_clips  # noqa: E402
 from motion_readout import ridge  # noqa: E402
 from objectives import BY_NAME, ROWS, SIZES  # noqa: E402
 from study import Study  # noqa: E402
-from study_tables import cost_table, default_table, difference_table, explained_table, probe_table  # noqa: E402
+from study_tables import cost_table, default_table, difference_table, explained_table, probe_table, write_all  # noqa: E402
 
 from mme_hf import open_video, preset_config  # noqa: E402
 from mme_hf.position_target_mme import PositionTarget  # noqa: E402
@@ -40,6 +41,8 @@ def actions(tmp_path_factory, direction_videos):
     videos = sorted(path.relative_to(root).as_posix() for path in (root / "one" / "train" / "left").glob("*"))
     # Half of them by the name that has the class in it.
     lines = [f"{video},{'left_' * (number % 2)}park\n" for number, video in enumerate(videos)]
+    tests = sorted(path.relative_to(root).as_posix() for path in (root / "one" / "test").glob("*/*"))
+    lines += [f"{video},{'lawn' if '/left/' in video else 'unknown'}\n" for video in tests]
     (root / "manifest.csv").write_text("path,group\n" + "".join(lines))
     return root
 
@@ -50,6 +53,7 @@ def test_manifests_hold_every_video_with_its_class_and_group(actions, tmp_path):
     lines = {part: read_lines(path) for part, path in parts.items()}
     assert {part: len(lines[part]) for part in ("train", "test")} == {"train": 2 * 16, "test": 2 * 10}
     assert lines["train"][0]["label"] == "left"
+    assert numbered([line["group"] for line in read_lines(sets[0].test)]) == [0] * 5 + list(range(1, 6))
     groups = [line["group"] for line in read_lines(sets[0].train)]
     assert groups[:8] == ["park"] * 8 and len(set(groups)) == 1 + 8  # what has none is a group of its own
 
@@ -73,20 +77,51 @@ def test_thinned_videos_hold_every_fourth_frame_as_it_was(actions, tmp_path):
         assert np.array_equal(thin.frames_at([0, 1, 2]), whole.frames_at([0, 4, 8]))
 
 
+def study_of(results_dir):
+    """The study without its data, which nothing needs that only reads results."""
+    study = Study.__new__(Study)
+    study.size, study.results_dir = SIZES["cpu"], results_dir
+    return study
+
+
+@pytest.mark.parametrize(
+    ("scores", "tried", "chosen"),
+    [
+        ((1.0, 2.0, 1.0), [0.008, 0.016, 0.032], 0.016),
+        ((1.0, 2.0, 3.0), [0.008, 0.016, 0.032, 0.064], 0.032),  # where the largest is best, a larger one is tried too
+        ((3.0, 2.0, 1.0), [0.008, 0.016, 0.032, 0.004], 0.008),
+    ],
+)
+def test_a_rate_is_chosen_of_all_and_not_at_the_edge_of_what_was_tried(tmp_path, scores, tried, chosen):
+    (tmp_path / "rates").mkdir()
+    study, row = study_of(tmp_path), BY_NAME["mme"]
+    with pytest.raises(SystemExit, match="not all learning rates of mme were tried"):
+        study.learning_rate(row)
+    found = []
+    for number, rate in enumerate(study.rates_to_try(row)):
+        found.append(rate)
+        score = [*scores, 0.5][number]
+        contents = {"row": "mme", "learning_rate": rate, "score": score}
+        (tmp_path / "rates" / f"mme-{rate:g}.json").write_text(json.dumps(contents))
+    assert found == tried and study.learning_rate(row) == chosen
+
+
+def test_the_committed_tables_are_those_of_the_committed_results(tmp_path):
+    shutil.copytree(STUDY / "results" / "cpu", tmp_path / "cpu")
+    write_all(tmp_path, "cpu")
+    assert (tmp_path / "cpu.md").read_text() == (STUDY / "results" / "cpu.md").read_text()
+
+
 def test_a_longer_row_is_stretched_and_otherwise_the_same():
-    study = Study.__new__(Study)  # no data is needed
-    study.size = SIZES["cpu"]
-    usual, longer = (study.configuration(BY_NAME[name], 0, 0.016) for name in ("mme", "mme_long"))
+    usual, longer = (SIZES["cpu"].configuration(BY_NAME[name], 0, 0.016) for name in ("mme", "mme_long"))
     differing = {name: (usual[name], value) for name, value in longer.items() if value != usual[name]}
     expected = {"max_train_steps": (1500, 6000), "warmup_steps": (75, 300), "checkpointing_steps": (300, 1200)}
     assert differing == expected
 
 
 def test_the_recipe_for_own_videos_is_the_longest_row_of_the_study():
-    study = Study.__new__(Study)
-    study.size, study.results_dir = SIZES["cpu"], STUDY / "results" / "cpu"
     row = BY_NAME["mme_long"]
-    measured = study.configuration(row, 0, study.learning_rate(row))
+    measured = SIZES["cpu"].configuration(row, 0, study_of(STUDY / "results" / "cpu").learning_rate(row))
     # Rows say their seed and stride, which are the defaults, keep more checkpoints, and are of bf16.
     own = {"seed", "frame_stride", "checkpoints_total_limit", "mixed_precision"}
     recipe = yaml.safe_load((STUDY.parents[1] / "examples" / "configs" / "tiny.yaml").read_text())
@@ -100,6 +135,10 @@ def test_the_bootstrap_draws_seeds_and_videos():
     # One seed, half of 100 videos won: a mean of 0.5 whose deviation is sqrt(0.25 / 100) = 0.05, twice which is 0.1.
     mean, low, high = paired_bootstrap(np.arange(100)[None] % 2 * 1.0)
     assert mean == 0.5 and abs(low - 0.4) < 0.02 and abs(high - 0.6) < 0.02
+    # The same wins in 10 groups of 10: as sure as of 10 videos, a deviation of sqrt(0.25 / 10) = 0.158.
+    gains, groups = np.repeat(np.arange(10) % 2 * 1.0, 10)[None], np.repeat(np.arange(10), 10)
+    mean, low, high = paired_bootstrap(gains, groups)
+    assert mean == 0.5 and abs(low - 0.2) < 0.03 and abs(high - 0.8) < 0.03
     # Two seeds that disagree wholly: one draw in four is twice the worse one, so the interval reaches both.
     assert paired_bootstrap(np.array([[0.0] * 20, [1.0] * 20]))[1:] == (0.0, 1.0)
 
@@ -172,7 +211,12 @@ def test_a_curve_begins_with_random_weights_and_ends_with_the_model(tmp_path):
     contents = {
         "probes/random-0": {"row": "random", "seed": 0, "probes": probes(0.1)},
         "probes/mme-0": {"row": "mme", "seed": 0, "probes": probes(0.4)},
-        "curves/mme-0": {"row": "mme", "seed": 0, "num_steps": 100, "probes": {"50": probes(0.3), "5": probes(0.2)}},
+        "curves/mme-0": {
+            "row": "mme",
+            "seed": 0,
+            "num_steps": 100,
+            "probes": {"50": probes(0.3), "5": probes(0.2), "100": probes(0.4)},
+        },
     }
     for name, found in contents.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -180,7 +224,7 @@ def test_a_curve_begins_with_random_weights_and_ends_with_the_model(tmp_path):
     assert Evidence(tmp_path).curve("mme", "one") == [(0, 0.1), (5, 0.2), (50, 0.3), (100, 0.4)]
     for path in (tmp_path / "probes").iterdir():  # pieces that are still to come
         path.unlink()
-    assert Evidence(tmp_path).curve("mme", "one") == [(5, 0.2), (50, 0.3)]
+    assert Evidence(tmp_path).curve("mme", "one") == [(5, 0.2), (50, 0.3), (100, 0.4)]
 
 
 def test_displacements_vote_for_their_direction_by_their_length():

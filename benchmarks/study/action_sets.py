@@ -35,24 +35,30 @@ class ActionSet:
 def write_manifests(data: Path, folder: Path) -> tuple[list[ActionSet], dict[str, Path]]:
     """Write manifests of every set's parts, and of the parts of all sets together; return them.
 
-    A video without a group in DATA/manifest.csv is a group of its own. A group called CLASS_x there is x in all
-    classes: videos of several classes may be of one scene. The training parts together are also there as two:
-    "validation", every fifth group of a set in random order, and "fit", the rest.
+    A video without a group in DATA/manifest.csv, or of one called "unknown", is a group of its own. A group called
+    CLASS_x there is x in all classes of the training part: videos of several classes may be of one scene. The training
+    parts together are also there as two: "validation", every fifth group of a set in random order, and "fit", the rest.
 
     Raises:
         SystemExit: If `data` holds no set with both parts.
     """
     groups = {}
     if (data / "manifest.csv").exists():
-        lines = [line for line in read_lines(data / "manifest.csv") if line.get("group")]
-        groups = {line["path"]: line["group"].removeprefix(f"{Path(line['path']).parent.name}_") for line in lines}
+        lines = read_lines(data / "manifest.csv")
+        groups = {line["path"]: line["group"] for line in lines if line.get("group") not in (None, "", "unknown")}
     sets, lines_of = [], {"train": [], "test": [], "fit": [], "validation": []}
     for root in sorted(path for path in data.iterdir() if all((path / part).is_dir() for part in PARTS)):
         paths = {}
         for part in PARTS:
             videos = [path for path in sorted((root / part).glob("*/*")) if path.is_file()]
-            own = [(video, groups.get(video.relative_to(data).as_posix(), video.stem)) for video in videos]
-            lines = [{"path": str(video), "label": video.parent.name, "group": group} for video, group in own]
+            names = [video.relative_to(data).as_posix() for video in videos]
+            own = [groups.get(name, name) for name in names]
+            if part == "train":
+                own = [group.removeprefix(f"{video.parent.name}_") for video, group in zip(videos, own, strict=True)]
+            lines = [
+                {"path": str(video), "label": video.parent.name, "group": group}
+                for video, group in zip(videos, own, strict=True)
+            ]
             paths[part] = write_lines(folder / f"{root.name}-{part}.csv", lines)
             lines_of[part] += lines
             if part == "train":
@@ -63,6 +69,12 @@ def write_manifests(data: Path, folder: Path) -> tuple[list[ActionSet], dict[str
     if not sets:
         sys.exit(f"study.py: error: {data} holds no folders SET/train/CLASS and SET/test/CLASS.")
     return sets, {part: write_lines(folder / f"all-{part}.csv", lines) for part, lines in lines_of.items()}
+
+
+def numbered(names: Iterable[str]) -> list[int]:
+    """Return a number for each name, the same for equal ones, from 0 in the order in which they come."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(name, len(numbers)) for name in names]
 
 
 def _every_fifth(groups: set[str]) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,23 +51,20 @@ class Evidence:
         self.readouts = _by_row_and_seed(folder / "readout")
         self.curves = _by_row_and_seed(folder / "curves")
         self.pictures = _by_row_and_seed(folder / "pictures")
+        sets = json.loads((folder / "sets.json").read_text()) if (folder / "sets.json").exists() else {}
+        self.groups = {name: found["test_groups"] for name, found in sets.items()}
         probed = {name for found in self.probes.values() for name in found["probes"]}
         self.sets = sorted(probed | set(self.handmade))
 
     def probe(self, row: str, probe: str, actions: str, figure: str = "test_top1") -> Measured:
         """Return what a probe was right about, over the seeds of pre-training."""
         keys = [key for key in sorted(self.probes) if key[0] == row]
-        found = [self.probes[key]["probes"][actions] for key in keys]
+        found = [self.probes[key]["probes"].get(actions, {}) for key in keys]
         return Measured(tuple(probes[probe]["seeds"][0][figure] for probes in found if probe in probes))
 
     def curve(self, row: str, actions: str) -> list[tuple[int, float]]:
         """Return (updates, top-1 of the attentive probe) of a row's first seed; random weights are update 0."""
-        ends = {"random": 0, row: self.curves[row, 0]["num_steps"]}
-        points = [
-            (step, self.probe(name, "attentive", actions).values[0])
-            for name, step in ends.items()
-            if (name, 0) in self.probes
-        ]
+        points = [(0, self.probe("random", "attentive", actions).values[0])] if ("random", 0) in self.probes else []
         for step, found in self.curves[row, 0]["probes"].items():
             if actions in found:
                 points.append((int(step), found[actions]["attentive"]["seeds"][0]["test_top1"]))
@@ -131,22 +129,31 @@ class Evidence:
             return None
         ours, theirs = self.is_right(row, probe, actions), self.is_right(other, probe, actions)
         gains = np.array([np.subtract(ours[seed], theirs[seed], dtype=float) for seed in seeds])
-        return paired_bootstrap(gains)
+        return paired_bootstrap(gains, self.groups.get(actions))
 
 
-def paired_bootstrap(gains: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Return the mean gain and its 95 % interval, by drawing seeds and videos anew, each with replacement.
+def paired_bootstrap(
+    gains: np.ndarray, groups: Sequence[int] | None = None, seed: int = 0
+) -> tuple[float, float, float]:
+    """Return the mean gain and its 95 % interval, by drawing seeds and groups of videos anew, with replacement.
 
     Args:
         gains: 1 where only the first model is right, -1 where only the second is, else 0; shape (seeds, videos).
+        groups: Group of each video, from 0: of one scene or actor, so right or wrong together. Default: each its own.
         seed: Of the draws.
 
-    Source: Efron, Bootstrap methods: another look at the jackknife (percentile interval), on both factors.
+    Source: Efron, Bootstrap methods: another look at the jackknife (percentile interval), on both factors; whole groups
+    as in Davison and Hinkley, Bootstrap Methods and Their Application, section 3.8.
     """
     generator = np.random.default_rng(seed)
-    # How often each seed, and each video, is drawn.
-    seeds, videos = (generator.multinomial(size, np.full(size, 1 / size), NUM_RESAMPLES) for size in gains.shape)
-    means = ((seeds @ gains) * videos).sum(1) / gains.size
+    num_seeds, num_videos = gains.shape
+    groups = np.arange(num_videos) if groups is None else np.asarray(groups)
+    # How often each seed, and each group, is drawn.
+    seeds, drawn = (
+        generator.multinomial(size, np.full(size, 1 / size), NUM_RESAMPLES) for size in (num_seeds, groups.max() + 1)
+    )
+    videos = drawn[:, groups]
+    means = ((seeds @ gains) * videos).sum(1) / (num_seeds * videos.sum(1))
     low, high = np.quantile(means, (0.025, 0.975))
     return float(gains.mean()), float(low), float(high)
 

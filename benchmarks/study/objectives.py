@@ -110,14 +110,15 @@ ROWS = (
     Row(
         "fixed",
         "mme, position in proportion to pixels",
-        _targets(shape={}, position={"normalization": "fixed"}),
+        # Weights with which the mean predictor's loss is that of the default (benchmarks/results/compare_targets.md).
+        _targets(shape={}, position={"normalization": "fixed", "weight": 2.4}),
         rate_of="mme",
         default="position as asinh of the displacement (`normalization`)",
     ),
     Row(
         "robust_clip",
         "mme, position on a clip's own scale",
-        _targets(shape={}, position={"normalization": "robust_clip"}),
+        _targets(shape={}, position={"normalization": "robust_clip", "weight": 5.7}),
         rate_of="mme",
         default="position as asinh of the displacement (`normalization`)",
     ),
@@ -139,7 +140,7 @@ ROWS = (
     ),
     Row(
         "camera_removed",
-        "mme, the camera's motion taken out",
+        "mme, the camera's motion taken out, and that of moving crops with it",
         {"camera_motion": "remove"},
         rate_of="mme",
         default="the camera's motion is kept (`camera_motion`)",
@@ -153,7 +154,7 @@ ROWS = (
     ),
     Row(
         "length_8",
-        "mme, tracks of 8 raw frames",
+        "mme, tracks of 8 raw frames, in clips that are 4 longer",
         {"trajectory_num_steps": 8},
         rate_of="mme",
         default="tracks of 4 raw frames (`trajectory_num_steps`)",
@@ -182,7 +183,8 @@ class Size:
 
     Attributes:
         pretraining: Flags that all rows share.
-        learning_rates: To choose from, for each row that has its own; more where there are results of more.
+        learning_rates: To choose from, for each row that has its own; where the best is the least or the largest of
+            those tried, half or twice of it is tried too.
         rate_steps: Updates of a pre-training that a rate is chosen by.
         num_views: Clips of a video, evenly spaced in time, that probes are fitted to, and that they and
             fine-tuned models are judged by.
@@ -200,6 +202,16 @@ class Size:
     num_readout_views: int
     finetuning: dict[str, Any]
     num_finetuning_seeds: int
+
+    def lengths(self, row: Row) -> dict[str, int]:
+        """Return the flags of a pre-training that say how long it is, in updates."""
+        names = ("max_train_steps", "warmup_steps", "checkpointing_steps")
+        return {name: row.times_as_long * self.pretraining[name] for name in names}
+
+    def configuration(self, row: Row, seed: int, rate: float) -> dict[str, Any]:
+        """Return all flags of a pre-training but those that name files."""
+        shared = {**self.pretraining, **self.lengths(row), "frame_stride": FRAME_STRIDE}
+        return {**shared, **row.flags, "seed": seed, "learning_rate": rate, "min_learning_rate": rate / 100}
 
 
 # Flags that pre-trainings, and fine-tunings, of all sizes share.
@@ -296,6 +308,7 @@ SIZES = {
         finetuning={
             **_FINETUNING,
             "preset": "small",
+            "num_frames": 16,
             "per_device_train_batch_size": 64,
             "max_train_steps": 2000,
             "warmup_epochs": 5,

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from action_sets import ActionSet, read_lines, thinned, write_manifests
+from action_sets import ActionSet, numbered, read_lines, thinned, write_manifests
 from handmade import judge_handmade
 from measured_tracks import judge_tracks
 from motion_readout import judge_readout
@@ -75,6 +75,7 @@ class Study:
         self.results_dir = args.results_dir / args.size
         self.work_dir = args.work_dir.resolve() / args.size
         self.sets, self.all = write_manifests(args.data.resolve(), args.work_dir.resolve() / "data")
+        self._write_groups()
         self.deadline = time.monotonic() + 60 * args.minutes
 
     def run(self) -> None:
@@ -110,6 +111,15 @@ class Study:
         if left_out:
             sys.exit(f"left out for want of weights: {', '.join(left_out)}")
 
+    def _write_groups(self) -> None:
+        """Write which test videos are of one group, in the order of the sets' manifests: intervals need it."""
+        numbers = {
+            actions.name: numbered([line["group"] for line in read_lines(actions.test)]) for actions in self.sets
+        }
+        self.results_dir.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({name: {"test_groups": groups} for name, groups in numbers.items()})
+        (self.results_dir / "sets.json").write_text(text + "\n", encoding="utf-8")
+
     def pieces(self) -> Iterator[tuple[str, Any]]:
         """Yield name and function of every piece: rates, the rows that have all seeds, seed by seed, then the rest."""
         rows = [BY_NAME[name] for name in self.args.rows]
@@ -118,7 +128,7 @@ class Study:
             yield f"tracks/{actions.name}", lambda actions=actions: self.judge_tracks(actions)
         for row in (row for row in ROWS if row.flags is not None and row.rate_of is None):
             if any(row.name in (chosen.name, chosen.rate_of) for chosen in rows):
-                for rate in self.size.learning_rates:
+                for rate in self.rates_to_try(row):
                     yield f"rates/{row.name}-{rate:g}", lambda row=row, rate=rate: self.judge_rate(row, rate)
         all_seeds = range(self.args.num_seeds)
         yield from self.pieces_of([row for row in rows if row.has_all_seeds], all_seeds)
@@ -177,11 +187,25 @@ class Study:
     def learning_rate(self, row: Row) -> float:
         """Return the rate that left most of a row's targets explained, the mean over targets."""
         name = row.rate_of or row.name
-        found = [json.loads(path.read_text()) for path in sorted((self.results_dir / "rates").glob("*.json"))]
-        scores = {one["learning_rate"]: one["score"] for one in found if one["row"] == name}
-        if not scores:
-            sys.exit(f"no learning rate of {name} was tried yet: run its pieces of the kind rates before.")
+        scores = self.scores_of_rates(name)
+        if not set(self.size.learning_rates) <= set(scores):
+            sys.exit(f"not all learning rates of {name} were tried yet: run its pieces of the kind rates before.")
         return max(scores, key=scores.get)
+
+    def scores_of_rates(self, name: str) -> dict[float, float]:
+        """Return, by learning rate, how much of the targets of a row it left explained."""
+        found = [json.loads(path.read_text()) for path in sorted((self.results_dir / "rates").glob("*.json"))]
+        return {one["learning_rate"]: one["score"] for one in found if one["row"] == name}
+
+    def rates_to_try(self, row: Row) -> Iterator[float]:
+        """Yield the learning rates of the size, then one beyond them where the best of them is the first or the last."""
+        rates = self.size.learning_rates
+        yield from rates
+        scores = self.scores_of_rates(row.name)
+        if len(rates) > 1 and set(rates) <= set(scores):
+            best = max(rates, key=scores.get)
+            if best in (rates[0], rates[-1]):
+                yield best / 2 if best == rates[0] else best * 2
 
     def pretrain_and_judge(self, row: Row, seed: int) -> dict[str, Any]:
         """Return what a pre-training was, and what it explains of its targets on the test videos."""
@@ -192,7 +216,7 @@ class Study:
         return {
             "row": row.name,
             "seed": seed,
-            "configuration": self.configuration(row, seed, rate),
+            "configuration": self.size.configuration(row, seed, rate),
             "facts": facts,
             "motion_targets": MMEConfig.from_pretrained(folder).motion_targets,
             "explained_shares": results["explained_share"],
@@ -215,9 +239,10 @@ class Study:
         """
         folder = self.work_dir / "pretraining" / f"{row.name}-{seed}"
         if not (folder / "model.safetensors").exists():
-            raise MissingWeightsError(
-                f"there are no weights in {folder}: remove pretraining/{row.name}-{seed}.json to train them again"
-            )
+            # Not the pre-training's alone: results of two sets of weights would stand side by side.
+            results = sorted(self.results_dir.glob(f"*/{row.name}-{seed}*.json"))
+            names = " ".join(path.relative_to(self.results_dir).as_posix() for path in results)
+            raise MissingWeightsError(f"there are no weights in {folder}: to train them again, remove {names}")
         return folder
 
     def judge_readout(self, row: Row, seed: int) -> dict[str, Any]:
@@ -234,14 +259,12 @@ class Study:
     def probe_checkpoints(self, row: Row) -> dict[str, Any]:
         """Return what the attentive probe makes of the checkpoints of a row's first seed."""
         folder = self.weights_of(row, 0)
-        num_steps, every = (self.lengths(row)[name] for name in ("max_train_steps", "checkpointing_steps"))
+        num_steps, every = (self.size.lengths(row)[name] for name in ("max_train_steps", "checkpointing_steps"))
         found = {}
-        for step in range(every, num_steps, every):  # the last one is the model, which has been probed
+        for step in range(every, num_steps + 1, every):
             weights, model = folder / f"checkpoint-{step}" / "model.safetensors", folder / f"model-{step}"
             if not weights.exists():
-                raise MissingWeightsError(
-                    f"there is no {weights}: remove the result pretraining/{row.name}-0.json to train it again"
-                )
+                raise MissingWeightsError(f"there is no {weights}; empty its folder to train it again")
             model.mkdir(exist_ok=True)
             for path in (weights, *folder.glob("*config.json")):
                 shutil.copy(path, model)
@@ -269,20 +292,9 @@ class Study:
         train, held_out = (self.all[part] for part in parts)
         if row.frame_step > 1:
             train, held_out = (thinned(manifest, row.frame_step) for manifest in (train, held_out))
-        flags = {**self.configuration(row, seed, rate), **(changes or {}), "train_manifest": train}
+        flags = {**self.size.configuration(row, seed, rate), **(changes or {}), "train_manifest": train}
         flags |= {"validation_manifest": held_out, "output_dir": folder, "resume_from_checkpoint": "latest"}
         call("examples/pretrain.py", flags, folder / "pretrain.log")
-
-    def configuration(self, row: Row, seed: int, rate: float) -> dict[str, Any]:
-        """Return all flags of a pre-training but those that name files."""
-        shared = {**self.size.pretraining, **self.lengths(row), "frame_stride": FRAME_STRIDE}
-        flags = {**shared, **row.flags, "seed": seed}
-        return {**flags, "learning_rate": rate, "min_learning_rate": rate / 100}
-
-    def lengths(self, row: Row) -> dict[str, int]:
-        """Return the flags of a pre-training that say how long it is, in updates."""
-        names = ("max_train_steps", "warmup_steps", "checkpointing_steps")
-        return {name: row.times_as_long * self.size.pretraining[name] for name in names}
 
     def probe(self, model: list[str], folder: Path, seed: int, probes: list[str]) -> dict[str, Any]:
         """Return, by set, what the probes of an encoder came to."""
@@ -305,7 +317,10 @@ class Study:
         flags = {**self.size.finetuning, "train_manifest": actions.train, "output_dir": folder, "seed": seed}
         flags |= {"checkpointing_steps": 100, "resume_from_checkpoint": "latest"}
         if row.flags is not None:
-            flags["model_name_or_path"] = self.weights_of(row, seed)
+            flags["model_name_or_path"] = start = self.weights_of(row, seed)
+            # A resumed run would go on from other weights than those that were trained since.
+            if folder.exists() and folder.stat().st_mtime < (start / "model.safetensors").stat().st_mtime:
+                shutil.rmtree(folder)
         call("examples/finetune.py", flags, folder / "finetune.log")
         judged = folder / "evaluation"
         flags = {"model_name_or_path": folder, "validation_manifest": actions.test, "output_dir": judged}
