@@ -198,7 +198,7 @@ class Study:
         return {one["learning_rate"]: one["score"] for one in found if one["row"] == name}
 
     def rates_to_try(self, row: Row) -> Iterator[float]:
-        """Yield the learning rates of the size, then one beyond them where the best of them is the first or the last."""
+        """Yield the learning rates of the size, then one beyond them if the best of them is the first or the last."""
         rates = self.size.learning_rates
         yield from rates
         scores = self.scores_of_rates(row.name)

@@ -52,8 +52,8 @@ def write_all(results_dir: Path, size: str) -> None:
         "read.\n\n" + readout_table(evidence),
         "## Fine-tuned\n\n" + finetuning_table(evidence),
         "## Differences\n\nOf the attentive probe, in points, with the 95 % interval of a paired bootstrap over the "
-        "seeds that both rows have and over groups of videos, of one scene or actor, where these are known. Of one seed "
-        "the interval says nothing of other seeds.\n\n" + difference_table(evidence),
+        "seeds that both rows have and over groups of videos, of one scene or actor, where these are known. Of one "
+        "seed the interval says nothing of other seeds.\n\n" + difference_table(evidence),
         "## Defaults\n\nRows that give up a default of the package against those that keep it, in points, the mean "
         "over sets and the seeds that both have: on the training videos that probes are chosen by, and on test videos. "
         f"A default gives way if both probes are better without it by {100 * DEFAULT_GIVES_WAY:.0f} points on the "
