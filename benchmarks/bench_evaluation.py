@@ -33,6 +33,7 @@ from pathlib import Path
 import cv2
 import torch
 from accelerate import Accelerator
+from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -116,18 +117,17 @@ def find_records(folder: Path, num_videos: int) -> VideoRecords:
     return replace(records, dataset=dataset, num_records=num_videos)
 
 
-def shared(records: VideoRecords, processor: MMEVideoProcessor, predict: Callable) -> torch.Tensor:
+def shared(records: VideoRecords, processor: MMEVideoProcessor) -> list[DataLoader]:
     options = {"videos_per_batch": 1, "sampling": VIEWS, "shuffle": False, "num_epochs": 1}
-    return predict(build_labelled_loader(records, processor, **options)).scores
+    return [build_labelled_loader(records, processor, **options)]
 
 
-def apart(records: VideoRecords, processor: MMEVideoProcessor, predict: Callable) -> torch.Tensor:
-    scores = []
+def apart(records: VideoRecords, processor: MMEVideoProcessor) -> list[DataLoader]:
+    loaders = []
     for number in range(VIEWS.clips_per_video):
         order = ClipBatchSampler(records, batch_size=1, shuffle=False, num_epochs=1)
-        loader = video_loader(OneView(records, processor, number), order, LabelledCollator(processor))
-        scores.append(predict(loader).scores)
-    return torch.stack(scores).mean(0)
+        loaders.append(video_loader(OneView(records, processor, number), order, LabelledCollator(processor)))
+    return loaders
 
 
 def measure_views(
@@ -146,8 +146,9 @@ def measure_views(
             one = replace(records, dataset=records.dataset.select([row]), num_records=1)
             scores = {}
             for name, way in list(ways.items())[:: 1 if (repeat + row) % 2 else -1]:
+                loaders = way(one, processor)  # once for all videos of a real run, so before the clock
                 start = clock()
-                scores[name] = way(one, processor, predict)
+                scores[name] = torch.stack([predict(loader).scores for loader in loaders]).mean(0)
                 seconds[name][row].append(clock() - start)
             difference = max(difference, float((scores["shared"] - scores["apart"]).abs().max()))
     # The first round warms up.

@@ -53,13 +53,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train_dir", help="Videos. Default: the sample clips.")
     parser.add_argument("--repeats", type=int, default=3, help="Rounds that count, after one to warm up.")
-    parser.add_argument("--num_batches", type=int, default=4, help="Batches of a round.")
+    parser.add_argument("--num_batches", type=int, help="Batches of a round. Default: 4 for each worker.")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--num_workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true", help="112 px and 8 frames in place of 224 px and 16.")
     parser.add_argument("--output", type=Path, default=RESULT)
     args = parser.parse_args()
+    # More than workers have ready when the clock starts.
+    args.num_batches = args.num_batches or 4 * max(1, args.num_workers)
     records = load_folder_records(args.train_dir) if args.train_dir else load_sample_records()
     with tempfile.TemporaryDirectory() as folder:
         tracks = extract(records, Path(folder))
