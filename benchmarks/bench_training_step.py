@@ -241,8 +241,8 @@ def cpu_section(repeats: int) -> list[str]:
         "",
         *ratios,
         "",
-        f"Labels: VideoMAE makes its pixel labels inside forward, {pixel_labels * 1e3:.0f} ms of each step (measured alone, "
-        "float32). Ours arrive with the batch, made by data workers.",
+        f"Labels: VideoMAE makes its pixel labels inside forward, {pixel_labels * 1e3:.0f} ms of each step (measured "
+        "alone, float32). Ours arrive with the batch, made by data workers.",
         "",
         "Memory is what model, inputs and three steps add to the peak resident set of a process of their own (VmHWM, "
         "Linux). FLOPs: `torch.utils.flop_counter`, forward and backward. The peak is the fastest 2048 x 2048 matrix "
