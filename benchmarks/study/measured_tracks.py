@@ -1,4 +1,4 @@
-"""The motion targets themselves as features: what a model that predicted them without error would have to offer."""
+"""The motion targets themselves as features, without the places of tokens: what motion alone says of actions."""
 
 from __future__ import annotations
 
