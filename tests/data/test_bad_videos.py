@@ -113,7 +113,7 @@ def test_missing_files_weigh_nowhere_more_than_among_all_videos(tmp_path, video_
     assert [(log.num_bad, log.num_records) for log in logs] == [(2, 8), (1, 6), (1, 2), (0, 0)]
 
 
-@pytest.mark.parametrize("source", ["line\u2028end.mp4", "no text \udce9.mp4"])
+@pytest.mark.parametrize("source", ["line\u2028end.mp4", "no text \udce9.mp4"], ids=["line end", "no text"])
 def test_a_list_goes_on_whatever_names_are_in_it(tmp_path, source):
     for _ in range(2):
         log = BadVideoLog(tmp_path / "bad.jsonl", num_records=100, is_continued=True)
