@@ -219,5 +219,11 @@ def test_the_liveliest_clip_is_chosen(model_and_inputs):
     inputs["target_mask"][...] = True
     batches = [{"inputs": still, "sources": ["still"]}, {"inputs": inputs, "sources": ["lively"]}]
     assert liveliest_clip(batches, model.config.motion_targets)[1] == "lively"
+    # Of the liveliest the last frames are another scene.
+    cut = {**inputs, "pixel_values": inputs["pixel_values"] * 0.01, "labels": 2 * inputs["labels"]}
+    cut["pixel_values"][:, -1:] += 1
+    batches.append({"inputs": cut, "sources": ["cut"]})
+    assert liveliest_clip(batches, model.config.motion_targets)[1] == "lively"
+    assert liveliest_clip(batches[2:], model.config.motion_targets)[1] == "cut"
     with pytest.raises(ValueError, match="no clip to choose from"):
         liveliest_clip([], model.config.motion_targets)

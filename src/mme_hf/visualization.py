@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Of the sizes of a clip's labels: high, as most of a clip may stand still.
 LIVELY_QUANTILE = 0.95
+# How many times the median change of a clip's frames makes a cut: 5 in the sample clips, where steady motion has 2.2.
+SCENE_CHANGE = 2.5
 # Tubelets shown, evenly spaced over the clip: more make the tracks too small to read.
 MAX_COLUMNS = 4
 MAX_ROWS = 8
@@ -33,7 +35,9 @@ PANEL_WIDTH_PX = 280
 def liveliest_clip(
     batches: Iterable[Mapping[str, Any]], motion_targets: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, torch.Tensor], str]:
-    """Return the inputs and the source of the clip that moves most: a still one would show nothing.
+    """Return the inputs and the source of the clip that moves most, if possible of those without a change of scene.
+
+    A still one would show nothing, and from one scene to the next nothing moves.
 
     Args:
         batches: Batches as `ClipCollator` makes them.
@@ -44,7 +48,7 @@ def liveliest_clip(
     """
     names = list(motion_targets)
     check_has_position(names)
-    best: tuple[float, dict[str, torch.Tensor], str] | None = None
+    best: tuple[tuple[bool, float], dict[str, torch.Tensor], str] | None = None
     for batch in batches:
         inputs = batch["inputs"]
         labels = dict(
@@ -55,12 +59,19 @@ def liveliest_clip(
             motion = labels["position"][index][counted].abs().flatten()
             # Of the same clip whether labels are compressed (arcsinh) or not: a mean would not be.
             liveliness = float(motion.quantile(LIVELY_QUANTILE)) if len(motion) else 0.0
-            if best is None or liveliness > best[0]:
+            rank = (not changes_scene(inputs["pixel_values"][index]), liveliness)
+            if best is None or rank > best[0]:
                 clip = {name: tensor[index : index + 1] for name, tensor in inputs.items()}
-                best = (liveliness, clip, batch["sources"][index])
+                best = (rank, clip, batch["sources"][index])
     if best is None:
         raise ValueError("there is no clip to choose from: no video of these batches could be read.")
     return best[1], best[2]
+
+
+def changes_scene(frames: torch.Tensor) -> bool:
+    """Return whether two successive frames of (T, C, H, W) differ by far more than others do, as they do at a cut."""
+    changes = (frames[1:] - frames[:-1]).abs().mean((1, 2, 3))
+    return bool(changes.max() > SCENE_CHANGE * changes.median())
 
 
 def draw_motion_prediction(
