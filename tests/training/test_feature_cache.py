@@ -34,6 +34,13 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path):
             cache.read({})
 
 
+def test_a_loss_that_is_kept_says_how_to_try_again(tmp_path, caplog):
+    cache = FeatureCache(tmp_path)
+    cache.write({}, TABLE)
+    cached_tables(Accelerator(cpu=True), cache, {"mean": {}}, lambda names: {})
+    assert f"1 video could not be read when features were kept; to try again remove {cache.path_of({})}" in caplog.text
+
+
 def test_only_what_is_missing_is_computed(tmp_path):
     cache, asked = FeatureCache(tmp_path), []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from safetensors.torch import save_file
 
 from ..data import BadVideo, VideoRecords
 from ..data.undecoded import is_missing
+from ..wording import counted
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,10 @@ def cached_tables(
     found: dict[str, FeatureTable] = {}
     if accelerator.is_main_process:
         found = {name: table for name, key in keys.items() if (table := cache.read(key)) is not None}
+    for name in (name for name, table in found.items() if table.bad_videos):
+        # What failed may have been the disk, or a reader that there is now.
+        lost, path = counted(len(found[name].bad_videos), "video"), cache.path_of(keys[name])
+        logger.warning("%s could not be read when features were kept; to try again remove %s", lost, path)
     (missing,) = broadcast_object_list([[name for name in keys if name not in found]])
     made = compute(missing) if missing else {}
     if accelerator.is_main_process:
