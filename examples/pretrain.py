@@ -69,7 +69,7 @@ from mme_hf.wording import counted
 logger = logging.getLogger("pretrain")
 
 MAX_VIDEOS_TO_DRAW_FROM = 4
-FEW_UPDATES = 300  # after which the rows of benchmarks/study explain 1 % of the motion
+FEW_UPDATES = 300  # after which the rows of benchmarks/study explain 3 % of the motion at most
 SAMPLE_RECIPE = Path(__file__).parent / "configs" / "samples.yaml"
 
 

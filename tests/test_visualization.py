@@ -19,6 +19,7 @@ from mme_hf.hog_mme import histogram_of_gradients
 from mme_hf.motion.measures import ObservedClip
 from mme_hf.trajectories_mme import Trajectories, grid_points
 from mme_hf.visualization import (
+    changes_scene,
     clip_animation,
     clip_sheet,
     draw_motion_prediction,
@@ -225,5 +226,6 @@ def test_the_liveliest_clip_is_chosen(model_and_inputs):
     batches.append({"inputs": cut, "sources": ["cut"]})
     assert liveliest_clip(batches, model.config.motion_targets)[1] == "lively"
     assert liveliest_clip(batches[2:], model.config.motion_targets)[1] == "cut"
+    assert not changes_scene(torch.rand(1, 3, 8, 8)) and not changes_scene(torch.zeros(8, 3, 8, 8))
     with pytest.raises(ValueError, match="no clip to choose from"):
         liveliest_clip([], model.config.motion_targets)

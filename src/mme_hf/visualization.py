@@ -71,7 +71,7 @@ def liveliest_clip(
 def changes_scene(frames: torch.Tensor) -> bool:
     """Return whether two successive frames of (T, C, H, W) differ by far more than others do, as they do at a cut."""
     changes = (frames[1:] - frames[:-1]).abs().mean((1, 2, 3))
-    return bool(changes.max() > SCENE_CHANGE * changes.median())
+    return len(changes) > 1 and bool(changes.max() > SCENE_CHANGE * changes.median())
 
 
 def draw_motion_prediction(
