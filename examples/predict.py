@@ -26,6 +26,7 @@ from accelerate import Accelerator
 from mme_hf import VideoReadError, open_video
 from mme_hf.charts import clock, draw_timeline
 from mme_hf.data import load_folder_records
+from mme_hf.data.bad_videos import printable
 from mme_hf.data.sliding_windows import SlidingWindows, WindowClip
 from mme_hf.training import parse_arguments, set_up_logging
 from mme_hf.training.classifiers import load_classifier
@@ -227,8 +228,7 @@ class Prediction:
         return list(small.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
 
     def _report_error(self, name: str, cause: str) -> None:
-        shown = name.encode(errors="backslashreplace").decode()  # a name may be no text
-        print(f"{shown}: not read: {cause}\n", file=sys.stderr, flush=True)
+        print(f"{printable(name)}: not read: {cause}\n", file=sys.stderr, flush=True)
         self.results.append({"video": name, "error": cause})
 
 

@@ -23,7 +23,7 @@ from handmade import direction_votes  # noqa: E402
 from measured_tracks import measured_clips  # noqa: E402
 from motion_readout import ridge  # noqa: E402
 from objectives import BY_NAME, ROWS, SIZES  # noqa: E402
-from study import Study  # noqa: E402
+from study import MissingWeightsError, Study  # noqa: E402
 from study_tables import cost_table, default_table, difference_table, explained_table, probe_table, write_all  # noqa: E402
 
 from mme_hf import open_video, preset_config  # noqa: E402
@@ -104,6 +104,18 @@ def test_a_rate_is_chosen_of_all_and_not_at_the_edge_of_what_was_tried(tmp_path,
         contents = {"row": "mme", "learning_rate": rate, "score": score}
         (tmp_path / "rates" / f"mme-{rate:g}.json").write_text(json.dumps(contents))
     assert found == tried and study.learning_rate(row) == chosen
+
+
+def test_weights_that_are_gone_name_every_result_of_theirs_and_no_rate(tmp_path):
+    study = study_of(tmp_path)
+    study.work_dir = tmp_path / "work"
+    names = ["finetuning/mme-0-one", "pretraining/mme-0", "probes/mme-0", "rates/mme-0.008", "probes/mme-1"]
+    for name in names:
+        (tmp_path / f"{name}.json").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.json").touch()
+    expected = "remove finetuning/mme-0-one.json pretraining/mme-0.json probes/mme-0.json$"
+    with pytest.raises(MissingWeightsError, match=expected):
+        study.weights_of(BY_NAME["mme"], 0)
 
 
 def test_the_committed_tables_are_those_of_the_committed_results(tmp_path):

@@ -240,7 +240,8 @@ class Study:
         folder = self.work_dir / "pretraining" / f"{row.name}-{seed}"
         if not (folder / "model.safetensors").exists():
             # Not the pre-training's alone: results of two sets of weights would stand side by side.
-            results = sorted(self.results_dir.glob(f"*/{row.name}-{seed}*.json"))
+            patterns = (f"*/{row.name}-{seed}.json", f"finetuning/{row.name}-{seed}-*.json")
+            results = sorted(path for pattern in patterns for path in self.results_dir.glob(pattern))
             names = " ".join(path.relative_to(self.results_dir).as_posix() for path in results)
             raise MissingWeightsError(f"there are no weights in {folder}: to train them again, remove {names}")
         return folder

@@ -158,12 +158,14 @@ def default_table(evidence: Evidence) -> str:
     for row in (row for row in ROWS if row.default):
         figures = [(part, probe) for part in ("validation_top1", "test_top1") for probe in ("linear", "attentive")]
         gains = [evidence.gain(row.name, row.base, probe, part) for part, probe in figures]
-        is_run = None not in gains
-        cells = [f"{100 * gain:+.1f}" for gain in gains] if is_run else ["-"] * len(gains)
         num_seeds = len(evidence.shared_seeds(row.name, row.base))
-        verdict = "not run"
-        if is_run:
-            verdict = "stands" if min(gains[:2]) < DEFAULT_GIVES_WAY else "gives way" if num_seeds > 1 else "in doubt"
+        if not num_seeds:
+            lines.append([row.default, row.about, *["-"] * len(gains), 0, "not run"])
+            continue
+        verdict = "stands"
+        if min(gains[:2]) >= DEFAULT_GIVES_WAY:
+            verdict = "gives way" if num_seeds > 1 else "in doubt"
+        cells = [f"{100 * gain:+.1f}" for gain in gains]
         lines.append([row.default, row.about, *cells, num_seeds, verdict])
     head = [f"{probe}, {part}" for part in ("train", "test") for probe in ("linear", "attentive")]
     return table(["default", "instead", *head, "seeds", "the default"], lines)

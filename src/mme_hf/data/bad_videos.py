@@ -148,11 +148,11 @@ class BadVideoLog:
                 file.writelines(json.dumps(bad) + "\n" for bad in unlisted)
         what = "skipped a bad video" if self.on_bad_video == "skip" else "a bad video"
         for bad in new.values():
-            logger.warning("%s: %s: %s", what, _printable(bad.source), bad.cause)
+            logger.warning("%s: %s: %s", what, printable(bad.source), bad.cause)
         self._stop_if_too_many(list(new.values()), num_seen)
 
     def _stop_if_too_many(self, new: list[BadVideo], num_seen: int) -> None:
-        first = f"{_printable(new[0].source)}: {new[0].cause.rstrip('.')}"
+        first = f"{printable(new[0].source)}: {new[0].cause.rstrip('.')}"
         if self.on_bad_video == "error":
             raise TooManyBadVideosError(f"A video could not be read: {first}. (on_bad_video is 'error'.)")
         num_records = self.num_records or max(num_seen, MIN_STREAM_RECORDS)
@@ -179,6 +179,6 @@ class BadVideoLog:
         return complete.splitlines()
 
 
-def _printable(name: str) -> str:
-    # A name's bytes that are no text, which files of logs refuse.
+def printable(name: str) -> str:
+    """Return a name with its bytes that are no text, which files of logs refuse, as escapes."""
     return name.encode(errors="backslashreplace").decode()
