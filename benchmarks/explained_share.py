@@ -1,10 +1,9 @@
-"""How much of held-out motion a run explains: trains it, then writes figures, table and the README's picture.
+"""How much of held-out motion a run explains: trains it, then writes figures and table.
 
     python benchmarks/explained_share.py                 # runs examples/configs/tiny-cpu.yaml, at most 30 minutes
     python benchmarks/explained_share.py --run_dir DIR   # of any run that is there already
 
 Writes benchmarks/results/explained_share.json, which model cards are rendered from, and explained_share.md from it.
-The picture is made from Big Buck Bunny, the one sample clip that may be distributed (CC BY 3.0, Blender Foundation).
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-
-from draw_prediction import draw_prediction
 
 from mme_hf.model_card import TrainingFacts, load_facts
 
@@ -34,7 +31,6 @@ def main() -> None:
         launcher = [sys.executable, "-m", "accelerate.commands.launch"]
         subprocess.run([*launcher, *COMMAND.split()[2:]], cwd=ROOT, check=True)
     write_results(run_dir)
-    draw_prediction(run_dir, ROOT / "docs" / "motion.png", "Held-out clip")
 
 
 def write_results(run_dir: Path) -> None:

@@ -79,7 +79,14 @@ ROWS = (
         has_all_seeds=True,
         times_as_long=4,
     ),
-    Row("mme_long", "mme, four times the updates", rate_of="mme", has_all_seeds=True, times_as_long=4),
+    Row(
+        "mme_long",
+        "mme, four times the updates",
+        rate_of="mme",
+        has_all_seeds=True,
+        is_drawn=True,
+        times_as_long=4,
+    ),
     Row(
         "masked_only",
         "mme, visible tokens not predicted",

@@ -276,8 +276,8 @@ class Study:
         """Draw what a row's first seed predicts of a clip that it has not seen."""
         folder = self.weights_of(row, 0)
         picture = self.args.results_dir.resolve() / f"{self.args.size}-predicted-by-{row.name}.png"
-        words = [str(folder), str(picture), "--what", f"Pre-trained on {row.about}: a clip"]
-        call("benchmarks/draw_prediction.py", {}, folder / "draw.log", words)
+        words = [str(folder), str(picture), "--what", f"What {row.name} predicts of a clip"]
+        call("benchmarks/study/draw_prediction.py", {}, folder / "draw.log", words)
         return {"row": row.name, "seed": 0, "picture": picture.name}
 
     def pretrain(

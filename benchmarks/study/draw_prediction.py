@@ -1,9 +1,9 @@
 """Draw what a pre-trained model predicts of the one sample clip that may be distributed.
 
-    python benchmarks/draw_prediction.py RUN_DIR PICTURE.png
+    python benchmarks/study/draw_prediction.py RUN_DIR PICTURE.png
 
-The clip is Big Buck Bunny (CC BY 3.0, Blender Foundation); of it the last fifth, which a run on the sample clips holds
-out, and of that the clip that moves most.
+The film is Big Buck Bunny (CC BY 3.0, Blender Foundation), which the study never trains on: of the clips of its last
+fifth the one that moves most.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path, help="Output folder of pretrain.py.")
     parser.add_argument("picture", type=Path, help="PNG to write.")
-    parser.add_argument("--what", default="Held-out clip", help="First words of the title.")
+    parser.add_argument("--what", default="A clip", help="First words of the title.")
     args = parser.parse_args()
     draw_prediction(args.run_dir, args.picture, args.what)
 
