@@ -43,7 +43,7 @@ class MMEVideoProcessorKwargs(VideosKwargs, total=False):
         tracker: Name of a registered tracker; in a call, any tracker.
         tracker_options: Options of the tracker.
         camera_motion: "keep", or "remove": targets and motion-guided masks get what moves against the background (see
-            `mme_hf.motion.remove_camera_motion`; a step in which no camera motion is found stays as it is).
+            `mme_hf.motion.remove_camera_motion`; tracks with a step in which none is found stay as they are).
         motion_targets: Target name -> its options, or a list of names; the order is that of the columns of `labels`.
     """
 

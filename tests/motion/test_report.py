@@ -66,6 +66,20 @@ class Altered:
         return replace(tracks, points_xy=first + (tracks.points_xy - first) * torch.tensor(next(self.factors)))
 
 
+class OfRoundedCrops:
+    """Right tracks of a crop that begins at a multiple of 8 px to the left of the frames' own, and above it."""
+
+    name, options = "rounded", {}
+
+    def __init__(self):
+        self.offsets = cycle([(5.0, 2.0), (1.0, 7.0), (6.0, 3.0), (3.0, 5.0)])
+
+    def __call__(self, frames, points_xy, *, start_frames=(0,), num_steps):
+        offset = torch.tensor(next(self.offsets))
+        tracks = build_tracker("dis")(frames, points_xy + offset, start_frames=start_frames, num_steps=num_steps)
+        return replace(tracks, points_xy=tracks.points_xy - offset)
+
+
 class StoredAsBytes:
     """Flow as videos of flow hold it, 128 for rest and 255 for 20 px, read as if it were pixels."""
 
@@ -89,7 +103,7 @@ def test_real_clips_with_default_options_give_no_warning(healthy):
     assert healthy.warnings == []
     # The limits leave room on either side of these.
     assert healthy.best_alteration == "as they are" and healthy.missed_share < 0.2 and healthy.subpixel_share > 0.9
-    assert healthy.misfit_share == 0.0
+    assert healthy.misfit_share == healthy.offset_gain == 0.0
     assert healthy.targets["position"].agreement == pytest.approx(1.0)
     assert healthy.targets["shape"].repeat_difference == 0.0
 
@@ -137,6 +151,12 @@ def test_fault_2_multi_scale_crops_are_named_where_one_factor_fits_none():
     assert health.misfit_share >= 0.75
 
 
+def test_fault_2_a_crop_that_is_rounded_to_cells_is_named():
+    health = health_with(tracker=OfRoundedCrops())
+    assert "(+4, +4) px from their points" in only_warning(health)
+    assert "rounded to cells" in only_warning(health)
+
+
 def test_tracks_that_were_not_flipped_along_are_named():
     assert any("not flipped alike" in text for text in health_with(tracker=Altered((-1.0, 1.0))).warnings)
 
@@ -176,6 +196,15 @@ def test_raw_bytes_of_flow_read_as_pixels_are_named():
     assert "(128, 128) px: is raw flow (0..255, 128 for rest) read as pixels?" in health.warnings[0]
 
 
+def test_a_camera_is_found_where_all_steps_of_a_track_have_one(tmp_path):
+    # Of eight starts every other is looked at, at raw frames 0, 16, 32, 48, each with its 4 steps.
+    video = moving_texture(61, SIDE, SIDE, velocity=(1.0, 0.5))
+    video[18] = np.random.default_rng(0).integers(0, 256, video[18].shape)
+    health = folder_of(tmp_path, video, camera_motion="remove")
+    assert health.camera_found_share == 0.75
+    assert health.camera_explained_share > 0.5
+
+
 def folder_of(folder, *videos: np.ndarray, **options) -> MotionHealth:
     for number, frames in enumerate(videos):
         write_video(folder / f"{number}.mp4", frames)
@@ -210,6 +239,14 @@ def test_one_clip_that_pauses_is_no_data_set_of_copies(tmp_path):
     video = np.repeat(moving_texture(36, SIDE, SIDE), 2, axis=0)
     health = folder_of(tmp_path, video, trajectory_num_steps=8)
     assert health.num_clips == 1 and health.repeated_share == 0.5 and health.warnings == []
+
+
+@pytest.mark.parametrize("frame_stride, num_frames", [(8, 16), (1, 62)])
+def test_videos_that_are_shorter_than_a_clip_are_named(frame_stride, num_frames, tmp_path):
+    video = moving_texture(61, SIDE, SIDE)
+    health = folder_of(tmp_path, video, frame_stride=frame_stride, num_frames=num_frames)
+    assert "100 % of the clips are of videos that have fewer frames than a clip spans" in only_warning(health)
+    assert folder_of(tmp_path, video).warnings == []
 
 
 def test_a_target_that_drowns_the_others_is_named():
@@ -258,6 +295,7 @@ def test_a_data_set_that_cannot_be_read_is_said(tmp_path, caplog):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     assert report_motion(load_folder_records(tmp_path), processor_with(), tmp_path / "out") is None
     assert "none of the first videos could be read" in caplog.text
+    assert f"left out of the report: {tmp_path / 'broken.mp4'}: " in caplog.text
 
 
 def test_the_command_writes_what_it_says(video_folder, tmp_path):

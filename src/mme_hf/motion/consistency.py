@@ -23,6 +23,9 @@ ALTERATIONS: Mapping[str, tuple[tuple[float, float], tuple[float, float]]] = {
     "mirrored": ((-1.0, 0.0), (0.0, 1.0)),
     "with x and y exchanged": ((0.0, 1.0), (1.0, 0.0)),
 }
+# Pixels to the right and down by which tracks may belong elsewhere: a crop rounded down to cells of 8 px is off by 4 on
+# average.
+OFFSETS_PX = tuple((x, y) for y in (0.0, -4.0, 4.0) for x in (0.0, -4.0, 4.0))
 # Points that say something: textured, and moving by more than an altered track could hide.
 MIN_CONTRAST = 6.0
 MIN_MOTION_PX = 0.7
@@ -72,6 +75,34 @@ def alteration_residuals(
                 after = _patches(grey[start + number], place[inside])
                 sums[name] += float((after - before[inside]).abs().mean(-1).sum())
     return sums, count
+
+
+@torch.no_grad()
+def offset_residuals(
+    tracks: Trajectories, frames: torch.Tensor, start_frames: Sequence[int]
+) -> dict[tuple[float, float], float]:
+    """Return how badly displacements fit the frames when taken for those of points `OFFSETS_PX` from their own.
+
+    Args:
+        tracks: Tracks of one clip, shape of points_xy (S, L + 1, P, 2).
+        frames: uint8 RGB, shape (T, 3, H, W).
+        start_frames: The frame that each of the S starts is in.
+
+    Returns:
+        Offset -> sum over points, of the mean absolute difference, in grey values, of the 8 px patch there in the frame
+        of the start and the one where the displacement of the whole track leads, both without their means.
+    """
+    grey = frames.float().mean(-3)
+    sums = dict.fromkeys(OFFSETS_PX, 0.0)
+    offsets = tracks.points_xy.new_tensor(OFFSETS_PX)[:, None]
+    for index, start in enumerate(start_frames):
+        first, last = tracks.points_xy[index, 0] + offsets, tracks.points_xy[index, -1] + offsets  # (offsets, P, 2)
+        is_inside_all = (is_inside(first, tracks.frame_size) & is_inside(last, tracks.frame_size)).all(0)
+        usable = tracks.is_visible[index].all(0) & is_inside_all
+        for offset, before, after in zip(OFFSETS_PX, first[:, usable], last[:, usable], strict=True):
+            change = _patches(grey[start + tracks.num_steps], after) - _patches(grey[start], before)
+            sums[offset] += float(change.abs().mean(-1).sum())
+    return sums
 
 
 @torch.no_grad()

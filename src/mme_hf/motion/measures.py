@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 
 from ..trajectories_mme import Trajectories, is_inside
-from .camera_motion import camera_displacements, estimate_camera_motion
-from .consistency import ALTERATIONS, alteration_residuals, moving_patches
+from .camera_motion import remove_camera_motion
+from .consistency import ALTERATIONS, OFFSETS_PX, alteration_residuals, moving_patches, offset_residuals
 
 # Displacement per step below which a track counts as static: a third of what DIS errs by on a still camera's noise.
 STATIC_STEP_PX = 0.05
@@ -43,7 +43,7 @@ _SHARES = {
     "moving": "known",
     "missed": "moving",
     "still_clips": "moving_clips",
-    "camera_found": "camera_pairs",
+    "camera_found": "starts",
     "camera_explained": "squared",
 }
 
@@ -65,6 +65,7 @@ class ObservedClip:
         tracks: What it returned, points_xy (S, L + 1, P, 2); None where no target reads tracks.
         start_frames: Which of `frames` the tracks start at.
         tracker_seconds: How long it took.
+        is_short: Whether the video, or its part, has fewer raw frames than a clip spans at the frame stride.
         labels: Of each target, float32 (N, size).
         counts: Of each target, which tokens count, bool (N,).
         is_masked: Which tokens are hidden, bool (N,).
@@ -78,6 +79,7 @@ class ObservedClip:
     tracks: Trajectories | None = field(repr=False)
     start_frames: Sequence[int] = ()
     tracker_seconds: float = math.nan
+    is_short: bool = False
     labels: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
     counts: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
     is_masked: torch.Tensor | None = field(default=None, repr=False)
@@ -130,7 +132,7 @@ def measure_motion(
     """
     if not clips:
         raise ValueError("there is no clip to measure: no video of these batches could be read.")
-    totals, residuals = Counter(), Counter()
+    totals, residuals, residuals_beside = Counter(), Counter(), Counter()
     gains = []
     speeds, first_steps = [torch.empty(0)], [torch.empty(0, 2)]
     for clip in clips:
@@ -142,25 +144,33 @@ def measure_motion(
         _add_camera(totals, some)
         sums, count = alteration_residuals(some.tracks, some.frames, some.start_frames)
         residuals.update(sums)
-        totals["judged"] += count
+        residuals_beside.update(offset_residuals(some.tracks, some.frames, some.start_frames))
+        totals.update(judged=count, tracked_clips=1)
         if count >= MIN_POINTS:
-            gains.append(_best_alteration(sums)[1])
+            gains.append(_best(sums)[1])
     speed, steps = torch.cat(speeds), torch.cat(first_steps)
     best, gain = next(iter(ALTERATIONS)), math.nan
     if totals["judged"] >= MIN_POINTS_OF_ALL:
-        best, gain = _best_alteration(residuals)
+        best, gain = _best(residuals)
+    # Edges of what moves in one clip may well fit better beside their place, by chance.
+    offset, offset_gain = OFFSETS_PX[0], math.nan
+    if totals["tracked_clips"] >= MIN_JUDGED_CLIPS:
+        offset, offset_gain = _best(residuals_beside)
     if totals["pairs"] < MIN_PAIRS:
         totals["pairs"] = 0
     num_misfits = sum(clip_gain > CLEAR_GAIN for clip_gain in gains)
     seconds = torch.tensor([clip.tracker_seconds for clip in clips]).nanmedian()
     return {
         "num_clips": len(clips),
+        "short_share": sum(clip.is_short for clip in clips) / len(clips),
         **{f"{name}_share": _ratio(totals[name], totals[of]) for name, of in _SHARES.items()},
         "step_px": tuple(steps.median(0).values.tolist()) if len(steps) else (math.nan, math.nan),
         "median_speed_px": float(speed.nanmedian()),
         "fast_speed_px": float(speed.nanquantile(0.99)) if len(speed) else math.nan,
         "best_alteration": best,
         "alteration_gain": gain,
+        "best_offset_px": offset,
+        "offset_gain": offset_gain,
         "misfit_share": num_misfits / len(gains) if len(gains) >= MIN_JUDGED_CLIPS else math.nan,
         "tracker_ms_per_clip": 1000 * float(seconds),
         "targets": measure_targets(clips, heads),
@@ -259,23 +269,18 @@ def _add_frames(totals: Counter, clip: ObservedClip) -> None:
 
 
 def _add_camera(totals: Counter, clip: ObservedClip) -> None:
-    before, after = clip.tracks.points_xy[:, 0], clip.tracks.points_xy[:, 1]  # (S, P, 2)
+    own = remove_camera_motion(clip.tracks, clip.frames, clip.start_frames)
     # One slipped track of 80 px outweighs a thousand others: only those that hold to their end.
-    usable = clip.tracks.is_visible.all(1)
-    homographies, found = estimate_camera_motion(before, after, usable, frame_size=clip.tracks.frame_size)
-    camera = camera_displacements(homographies, before) * found[:, None, None]
-    squared = ((after - before).square().sum(-1) * usable).sum()
-    rest = ((after - before - camera).square().sum(-1) * usable).sum()
-    totals["camera_pairs"] += found.numel()
-    totals["camera_found"] += int(found.sum())
-    totals["squared"] += float(squared)
-    totals["camera_explained"] += float(squared - rest)
+    valid = clip.tracks.is_visible.all(1, keepdim=True)
+    squared, rest = (float((tracks.displacements.square().sum(-1) * valid).sum()) for tracks in (clip.tracks, own))
+    found = own.camera_motion_found.all(-1)
+    totals.update(starts=found.numel(), camera_found=int(found.sum()), squared=squared, camera_explained=squared - rest)
 
 
-def _best_alteration(residuals: Mapping[str, float]) -> tuple[str, float]:
-    """Return the name of what fits best, and the share by which it lowers the residual."""
-    best = min(ALTERATIONS, key=lambda name: residuals[name])
-    return best, 1 - _ratio(residuals[best], residuals[next(iter(ALTERATIONS))])
+def _best(residuals: Mapping[Any, float]) -> tuple[Any, float]:
+    """Return what fits best, and the share by which it lowers the residual of the first, which is no change."""
+    best = min(residuals, key=residuals.__getitem__)
+    return best, 1 - _ratio(residuals[best], residuals[next(iter(residuals))])
 
 
 def _agreement(clips: Sequence[ObservedClip], name: str) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
 
 from ..data import ClipSampling, VideoRecords, build_clip_loader
+from ..data.bad_videos import printable
 from ..motion_targets_mme import MotionClip, build_targets
 from ..position_target_mme import PositionTarget
 from ..raw_clips_mme import RawClips
@@ -128,6 +129,8 @@ class ClipObserver:
                 observed.tracks,
                 observed.start_frames,
                 observed.seconds,
+                # A window at a smaller stride, or one cut short, ends before.
+                clips[0].plan.raw_frames[-1] + 1 < self.processor.raw_window(),
                 labels,
                 counts=dict(zip(labels, sample["target_mask"][0].unbind(-1), strict=True)),
                 is_masked=sample["bool_masked_pos"][0],
@@ -158,7 +161,9 @@ def observe_clips(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> list[ObservedClip]:
-    """Return a clip of each of the first videos of the first epoch, observed on its way; unreadable ones are left out.
+    """Return a clip of each of the first videos of the first epoch, observed on its way.
+
+    Videos that cannot be read are left out, and a warning names each.
 
     Args:
         records: The videos.
@@ -188,6 +193,8 @@ def observe_clips(
     with torch.random.fork_rng(_devices_in_use()):
         for batch in islice(loader, 2 * num_clips):
             sources += batch["sources"]
+            for bad in batch["bad_videos"]:
+                logger.warning("left out of the report: %s: %s", printable(bad.source), bad.cause)
             if len(sources) >= num_clips:
                 break
     named = [replace(clip, source=source) for clip, source in zip(observer.clips, sources, strict=True)]
@@ -245,8 +252,9 @@ def health_of(clips: Sequence[ObservedClip], processor: MMEVideoProcessor) -> Mo
     health = motion_health(clips, targets, limit)
     if processor.camera_motion == "remove" and health.camera_found_share < MIN_CAMERA_FOUND_SHARE:
         warning = (
-            f"camera_motion is 'remove', and in only {100 * health.camera_found_share:.0f} % of the pairs of frames a "
-            "camera motion is found; the others keep theirs. Does something fill most of these frames?"
+            f"camera_motion is 'remove', and it is removed from only {100 * health.camera_found_share:.0f} % of the "
+            "starts of tracks: the others have a step in which none is found, and keep theirs. Does something fill "
+            "most of these frames?"
         )
         return replace(health, warnings=[*health.warnings, warning])
     return health
