@@ -2,7 +2,7 @@
 
 Displacements are in steps of 1/64 px. Each is replaced by its difference from left + upper - upper left neighbour,
 which is small and undone by two running sums; the differences are split into two planes of bytes and deflated. With
-1/64 px steps 10 s of Kinetics take about half a megabyte (tests/motion/test_stored.py holds the limit).
+1/64 px steps 10 s of Kinetics take about half a megabyte (tests/golden/test_golden_stored.py holds the limit).
 """
 
 import zlib
