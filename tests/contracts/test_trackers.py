@@ -148,6 +148,14 @@ def test_batch_equals_single(tracker_for, points):
         assert torch.equal(both.is_visible[index], one.is_visible)
 
 
+def test_a_batch_of_no_clips_has_no_tracks(tracker_for, points):
+    if tracker_for.name == "stored":
+        pytest.skip("stored tracks are those of one video")
+    frames = moving(1, 0)
+    tracks = tracker_for(frames)(frames[None][:0], points, start_frames=(0, 1), num_steps=2)
+    assert tracks.points_xy.shape == (0, 2, 3, len(points), 2) and tracks.is_visible.shape == (0, 2, 3, len(points))
+
+
 def test_same_input_gives_the_same_tracks(tracker_for, points):
     frames = moving(2, 1)
     first, second = (tracker_for(frames)(frames, points, num_steps=3) for _ in range(2))

@@ -84,8 +84,12 @@ class FlowTracker:
         check_frames(frames)
         check_tracked_frames(frames.shape[-4], start_frames, num_steps)
         first_frames = sorted({start + step for start in start_frames for step in range(num_steps)})
-        flow = self.flow(frames, [(frame, frame + 1) for frame in first_frames])
-        if self.median_filter_size:
+        pairs = [(frame, frame + 1) for frame in first_frames]
+        has_clips = frames.shape[:-4].numel() > 0
+        # No flow is asked for a batch of no clips: torch's padding and RAFT take none.
+        shape = (*frames.shape[:-4], len(pairs), 2, *frames.shape[-2:])
+        flow = self.flow(frames, pairs) if has_clips else frames.new_empty(shape, dtype=torch.float32)
+        if self.median_filter_size and has_clips:
             flow = median_filter_3x3(flow)
         if self.flow_precision == "whole_pixel":
             flow = flow.trunc()
