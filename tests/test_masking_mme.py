@@ -120,7 +120,7 @@ def test_motion_of_a_patch_is_the_mean_step_of_its_points_while_they_are_seen():
     visible = torch.ones(2, 4, 8, dtype=torch.bool)
     visible[:, 3, 1] = False
     visible[:, :, 7] = False
-    displacements[:, :, 7] = 50.0  # never seen
+    displacements[:, :, 7] = torch.nan  # never seen, and nowhere
     assert patch_motion(displacements, visible, (2, 4), (1, 2)).tolist() == [[1.25, 0.0]]
     batch = patch_motion(displacements.expand(3, -1, -1, -1, -1), visible.expand(3, -1, -1, -1), (2, 4), (2, 4))
     assert batch.shape == (3, 2, 4) and batch[1, 0, 0] == 5.0

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from teachers import save_teacher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mme_hf import MMEVideoProcessor, build_tracker, point_tracking_mme, raw_clips_mme
+from mme_hf import MMEVideoProcessor, build_tracker, clip_tracks_mme, point_tracking_mme, raw_clips_mme
 from mme_hf.motion import StoredTracker, extract_motion
 from mme_hf.raw_clips_mme import join_raw_clips
 
@@ -181,8 +182,8 @@ class NothingIsAsked(TorchDispatchMode):
 
 
 def test_nothing_is_asked_of_the_device(targets, monkeypatch):
-    # On a GPU these two do not ask either: they assert there.
-    for module in (point_tracking_mme, raw_clips_mme):
+    # On a GPU these do not ask either: they assert there.
+    for module in (point_tracking_mme, clip_tracks_mme, raw_clips_mme):
         monkeypatch.setattr(module, "check_finite", lambda name, values: None)
     options = {"mask_type": "motion", "camera_motion": "remove", "tracker": "torch"}
     # The teacher is another's model, which may ask what it likes.
@@ -246,3 +247,52 @@ def test_a_tracker_that_takes_a_batch_for_one_clip_is_named():
 
     with pytest.raises(ValueError, match=r"tracker \('first'\) returned tracks of shape \(2, 5, 16, 2\) for frames"):
         MMEVideoProcessor(**SMALL)(videos()[0], return_targets=True, tracker=First())
+
+
+class LosesPoints:
+    """Right tracks of which every ninth point is lost from its third position on, and is then `place`."""
+
+    name, options = "loses", {}
+
+    def __init__(self, place, *, is_honest=True):
+        self.place, self.is_honest = place, is_honest
+
+    def __call__(self, frames, points_xy, **options):
+        tracks = build_tracker("dis")(frames, points_xy, **options)
+        lost = torch.zeros_like(tracks.is_visible)
+        lost[..., 2:, ::9] = True
+        positions = (
+            tracks.points_xy if self.place is None else tracks.points_xy.masked_fill(lost[..., None], self.place)
+        )
+        return replace(tracks.hide(lost) if self.is_honest else tracks, points_xy=positions)
+
+
+@pytest.mark.parametrize("camera_motion", ["keep", "remove"])
+def test_a_tracker_may_put_lost_points_nowhere(targets, camera_motion):
+    options = {"mask_type": "motion", "mask_ratio": 0.5, "camera_motion": camera_motion, "motion_targets": targets}
+    size = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
+    processor = MMEVideoProcessor(**{**SMALL, **size}, **options)
+    video = torch.from_numpy(moving_texture(9, 64, 64, velocity=(1.5, -0.5))).permute(0, 3, 1, 2)
+    expected, inputs = (
+        processor(
+            video,
+            return_targets=True,
+            tracker=LosesPoints(place),
+            generator=torch.Generator().manual_seed(0),
+            return_tensors="pt",
+        )
+        for place in (None, torch.nan)
+    )
+    counts = inputs["target_mask"]
+    assert torch.equal(counts, expected["target_mask"]) and 0 < counts.float().mean() < 1
+    assert torch.equal(inputs["bool_masked_pos"], expected["bool_masked_pos"])
+    sizes = [target["size"] for target in processor.motion_target_config().values()]
+    counts = counts.repeat_interleave(torch.tensor(sizes), dim=-1)
+    assert torch.equal(inputs["labels"][counts], expected["labels"][counts]) and inputs["labels"].isfinite().all()
+
+
+def test_a_visible_point_that_is_nowhere_is_an_error():
+    with pytest.raises(ValueError, match=r"tracker \('loses'\) returned as positions of visible points"):
+        MMEVideoProcessor(**SMALL)(
+            videos()[0], return_targets=True, tracker=LosesPoints(torch.nan, is_honest=False), return_tensors="pt"
+        )

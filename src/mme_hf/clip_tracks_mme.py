@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from .motion_targets_mme import build_targets
-from .point_tracking_mme import constant_on
+from .point_tracking_mme import check_finite, constant_on
 from .trajectories_mme import TRACK_FILTERS, Trajectories, build_tracker, grid_points
 from .video_inputs_mme import RawFramePlan
 
@@ -52,17 +52,21 @@ def follow_points(
         options: With `cell_size_px`, `point_layout` and `trajectory_num_steps`.
 
     Raises:
-        ValueError: If the tracker does not take a batch for one.
+        ValueError: If the tracker does not take a batch for one, or a visible point is nowhere (see `check_finite`).
     """
     points_xy = grid_points(*frames.shape[-2:], options.cell_size_px, options.point_layout)
     points_xy = points_xy.to(frames.device, non_blocking=frames.is_cuda)
     tracks = tracker(frames, points_xy, start_frames=plan.starts, num_steps=options.trajectory_num_steps)
+    name = getattr(tracker, "name", tracker)
     if tracks.points_xy.shape[:-4] != frames.shape[:-4]:
         raise ValueError(
-            f"tracker ({getattr(tracker, 'name', tracker)!r}) returned tracks of shape {tuple(tracks.points_xy.shape)} "
+            f"tracker ({name!r}) returned tracks of shape {tuple(tracks.points_xy.shape)} "
             f"for frames of shape {tuple(frames.shape)}; what comes before (starts, steps + 1, points, 2) must be what "
             "comes before (frames, 3, height, width)."
         )
+    # Displacements from or to what is no number are 0, which must not become the label of a point that counts.
+    seen = tracks.points_xy.where(tracks.is_visible[..., None], 0.0)
+    check_finite(f"what tracker ({name!r}) returned as positions of visible points", seen)
     return tracks
 
 

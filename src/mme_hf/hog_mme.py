@@ -62,7 +62,8 @@ def histogram_around_points(
 
     Votes are those of `histogram_of_gradients`; a pixel that the window covers in part counts for that part, so that
     a window on whole pixels gives the histogram of that cell and one in between gives the bilinear mixture. Beyond the
-    border the frame is repeated; a point outside gets the histogram at the nearest place inside.
+    border the frame is repeated; a point outside gets the histogram at the nearest place inside, and one that is
+    nowhere (nan), as lost points may be, that of the first pixel.
 
     Args:
         frames: Any floating or integer dtype, shape (..., C, H, W).
@@ -107,7 +108,7 @@ def _window_histograms(
     padded = F.pad(frames, (margin,) * 4, mode="replicate")
     planes = _magnitude_and_phase(padded.flatten(0, 1), num_bins)
 
-    x, y = points_xy.unbind(-1)
+    x, y = points_xy.nan_to_num(0.0).unbind(-1)
     inside = torch.stack([x.clamp(0, width - 1), y.clamp(0, height - 1)], dim=-1)
     corner = inside - (window_size_px - 1) / 2 + margin
     first, part = corner.floor().long(), corner.frac()[..., None]

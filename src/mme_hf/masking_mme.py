@@ -158,9 +158,9 @@ def patch_motion(
     Returns:
         Float32 pixels per raw frame, 0 for points never seen, shape (..., rows, columns).
     """
-    counts = is_visible[..., 1:, :].float()
-    lengths = displacements.float().norm(dim=-1) * counts
-    mean = lengths.sum((-3, -2)) / counts.sum((-3, -2)).clamp(min=1)  # (..., P)
+    is_seen = is_visible[..., 1:, :]
+    lengths = displacements.float().norm(dim=-1).where(is_seen, 0.0)
+    mean = lengths.sum((-3, -2)) / is_seen.sum((-3, -2)).clamp(min=1)  # (..., P)
     cells = (points[0] // patches[0], points[1] // patches[1])
     return mean.unflatten(-1, points).unflatten(-1, (-1, cells[1])).unflatten(-3, (-1, cells[0])).mean((-3, -1))
 

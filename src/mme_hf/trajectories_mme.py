@@ -37,7 +37,7 @@ class Trajectories:
 
     Attributes:
         points_xy: Positions in pixels, (x, y) last, one per raw frame, not clamped to the frame, float32,
-            shape (..., num_starts, num_steps + 1, num_points, 2).
+            shape (..., num_starts, num_steps + 1, num_points, 2). Those of lost points may be anything, nan too.
         is_visible: True while the point is known to be inside the frame (and not judged occluded); once lost a point
             stays lost. Bool, shape (..., num_starts, num_steps + 1, num_points).
         frame_size: (height, width) in pixels of the frames the positions refer to.
@@ -78,8 +78,11 @@ class Trajectories:
 
     @property
     def displacements(self) -> torch.Tensor:
-        """Motion from one raw frame to the next in pixels, shape (..., num_starts, num_steps, num_points, 2)."""
-        return self.points_xy.diff(dim=-3)
+        """Motion from one raw frame to the next in pixels, shape (..., num_starts, num_steps, num_points, 2).
+
+        0 where a position is no finite number, as those of lost points may be.
+        """
+        return self.points_xy.diff(dim=-3).nan_to_num(0.0, posinf=0.0, neginf=0.0)
 
     def each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "Trajectories":
         """Return the tracks with every tensor passed through a function, such as `torch.Tensor.cpu`."""

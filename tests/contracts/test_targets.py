@@ -3,6 +3,7 @@
 import inspect
 import json
 import pickle
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -67,6 +68,18 @@ def test_batch_equals_single(target):
         one_values, one_valid = target(*part(clip, tracks, index))
         torch.testing.assert_close(values[index], one_values, atol=1e-5, rtol=1e-5)
         assert torch.equal(is_valid[index], one_valid)
+
+
+@pytest.mark.parametrize("place", [torch.nan, torch.inf, 1e6])
+def test_positions_of_lost_points_may_be_anything(target, place):
+    clip, tracks = sample((2,))
+    visible = tracks.is_visible.long().cummin(-2).values.bool()  # once lost a point stays lost
+    assert not visible.all()
+    expected, expected_valid = target(clip, replace(tracks, is_visible=visible))
+    elsewhere = tracks.points_xy.where(visible[..., None], place)
+    values, is_valid = target(clip, Trajectories(elsewhere, visible, tracks.frame_size))
+    assert torch.equal(is_valid, expected_valid) and is_valid.any()
+    assert torch.equal(values[is_valid], expected[is_valid]) and values.isfinite().all()
 
 
 def test_half_precision_pixels_still_give_float32(target):

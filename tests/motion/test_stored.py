@@ -3,6 +3,7 @@
 import json
 import tracemalloc
 import zlib
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -209,12 +210,24 @@ def test_a_video_of_one_frame_has_no_motion():
         StoredMotion(motion.parameters, (256, 340), 1, (b"",))
 
 
-def test_motion_too_fast_to_store_is_lost_and_motion_that_is_no_number_refused():
+def test_motion_too_fast_to_store_is_lost_and_so_is_a_lost_point_that_is_nowhere():
     fast = extract_motion(GreyVideo(2, 256, 1024), AffineTracker([[0.0, 0.0], [0.0, 0.0]], [600.0, 0.0]))
     displacements, is_lost = fast.displacements_at([0])
     assert is_lost.all() and displacements.max() < 512
-    with pytest.raises(ValueError, match="not a finite number"):
-        extract_motion(GreyVideo(2, 256, 340), AffineTracker([[0.0, 0.0], [0.0, 0.0]], [float("nan"), 0.0]))
+    # Not inside the frame, so not visible to this tracker.
+    nowhere = AffineTracker([[0.0, 0.0], [0.0, 0.0]], [float("nan"), 0.0])
+    displacements, is_lost = extract_motion(GreyVideo(2, 256, 340), nowhere).displacements_at([0])
+    assert is_lost.all() and not displacements.any()
+
+
+def test_a_visible_point_that_is_nowhere_is_not_stored():
+    class Faulty(AffineTracker):
+        def __call__(self, *inputs, **options):
+            tracks = super().__call__(*inputs, **options)
+            return replace(tracks, is_visible=torch.ones_like(tracks.is_visible))
+
+    with pytest.raises(ValueError, match="a visible point that is nowhere"):
+        extract_motion(GreyVideo(2, 256, 340), Faulty([[0.0, 0.0], [0.0, 0.0]], [float("nan"), 0.0]))
 
 
 def test_parameters_are_those_of_the_tracker_with_its_defaults():

@@ -31,7 +31,9 @@ class Tracker(Protocol):
             num_steps: Displacements per track, L.
 
         Returns:
-            Positions of shape (..., S, L + 1, P, 2), and where they are visible.
+            Positions of shape (..., S, L + 1, P, 2), and where they are visible. Visible points have finite positions,
+            and once lost a point stays lost. Positions of lost points may be anything, nan too. Where a target
+            reads lost points at all (the published token_rule "any" and validity "read_positions"), nan is rest.
         """
 
 

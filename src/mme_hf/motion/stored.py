@@ -280,7 +280,7 @@ def extract_motion(
 
     Raises:
         VideoReadError: If the reader cannot read a frame.
-        ValueError: If the tracker returns a position that is not a number.
+        ValueError: If the tracker returns a position of a visible point that is not a number.
     """
     parameters = parameters or MotionParameters.of(tracker)
     chunks = []
@@ -294,16 +294,18 @@ def extract_motion(
         last = min(first + PAIRS_PER_CHUNK, reader.num_frames - 1)
         frames = geometry.apply_to_frames(reader.frames_at(range(first, last + 1)).to(device))
         tracks = tracker(frames, grid_xy.to(device), start_frames=tuple(range(last - first)), num_steps=1)
-        # A point that left the frame is known to have; only a track lost inside it has to be remembered.
-        is_lost = ~tracks.is_visible[:, 1] & is_inside(tracks.points_xy[:, 1], tracks.frame_size)
+        arrivals, is_seen = tracks.points_xy[:, 1], tracks.is_visible[:, 1]
+        is_known = arrivals.isfinite().all(-1)
+        if (is_seen & ~is_known).any():
+            raise ValueError("the tracker returned a visible point that is nowhere (nan); its tracks cannot be stored.")
+        # A point that left the frame is known to have; only a track lost inside it, or anywhere, has to be remembered.
+        is_lost = ~is_seen & (is_inside(arrivals, tracks.frame_size) | ~is_known)
         chunks.append(_encoded(tracks.displacements[:, 0].cpu(), is_lost.cpu(), (rows, columns)))
     return StoredMotion(parameters, source_size, reader.num_frames, tuple(chunks))
 
 
 def _encoded(displacements: torch.Tensor, is_lost: torch.Tensor, grid_size: tuple[int, int]) -> bytes:
     """Return the code of displacements (pairs, P, 2) in resized pixels and lost points (pairs, P)."""
-    if not displacements.isfinite().all():
-        raise ValueError("the tracker returned a position that is not a finite number; its tracks cannot be stored.")
     is_lost = is_lost | (displacements.abs() > MAX_DISPLACEMENT_PX).any(-1)
     displacements = displacements.clamp(-MAX_DISPLACEMENT_PX, MAX_DISPLACEMENT_PX)
     values = (displacements * STEPS_PER_PX).round().to(torch.int16)
