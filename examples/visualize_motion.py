@@ -22,6 +22,7 @@ from mme_hf.drawing import save_animation
 from mme_hf.motion import TRACKERS, build_ready_tracker
 from mme_hf.motion.camera_motion import remove_camera_motion
 from mme_hf.motion.report import ClipObserver, health_of
+from mme_hf.training.parsing import mapping_of
 from mme_hf.training.setup import check_model_name, check_output_dir
 from mme_hf.visualization import clip_animation, clip_sheet, draw_motion_prediction
 
@@ -36,7 +37,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", default="outputs/motion", help="Folder for the pictures.")
     parser.add_argument("--checkpoint", help="Folder or Hub name of a pre-trained model, to see what it predicts.")
     parser.add_argument("--start", type=float, default=None, help="Where to begin, in seconds. Default: the middle.")
-    parser.add_argument("--tracker", default=None, help=f"How points are followed: {', '.join(sorted(TRACKERS))}.")
+    trackers = ", ".join(sorted(set(TRACKERS) - {"stored"}))  # which would need tracks of this video
+    parser.add_argument("--tracker", help=f"How points are followed: {trackers}. Default: the processor's.")
+    parser.add_argument(
+        "--tracker_options", help='Options of the tracker, as JSON: \'{"weights": "raft_small.pth"}\' for raft.'
+    )
     parser.add_argument("--num_frames", type=int, help="Input frames of the clip. Default: the processor's.")
     parser.add_argument("--frame_stride", type=int, help="Raw frames from one input frame to the next.")
     parser.add_argument("--image_size", type=int, help="Side of the square frames in pixels.")
@@ -44,6 +49,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--picture_format", choices=("png", "jpg"), default="png", help="jpg is small, for a web page.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the mask.")
     args = parser.parse_args(argv)
+    if args.tracker_options is not None:
+        args.tracker_options = mapping_of("tracker_options", args.tracker_options)
     if args.width < MIN_WIDTH:
         raise ValueError(f"width ({args.width}) must be at least {MIN_WIDTH} pixels.")
     if args.start is not None and not math.isfinite(args.start):
@@ -53,7 +60,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def processor_of(args: argparse.Namespace) -> MMEVideoProcessor:
     """Return the checkpoint's processor, or the default one, with the changes that the flags ask for."""
-    options = {name: getattr(args, name) for name in ("tracker", "num_frames", "frame_stride")}
+    options = {name: getattr(args, name) for name in ("tracker", "tracker_options", "num_frames", "frame_stride")}
     options = {name: value for name, value in options.items() if value is not None}
     if args.image_size:
         options |= {

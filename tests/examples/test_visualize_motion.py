@@ -1,12 +1,15 @@
 """examples/visualize_motion.py as a user runs it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import write_video
+from torchvision.models import optical_flow
 
 from mme_hf import MMEConfig, MMEForPreTraining, MMEVideoProcessor, open_video
 
@@ -48,6 +51,24 @@ def test_it_writes_what_it_prints(video_folder, checkpoint, tmp_path):
     assert sorted(paths) == sorted((tmp_path / "out").iterdir())
     with open_video(paths[0]) as reader:
         assert reader.num_frames == 9  # 2 tubelets, followed over the 4 raw frames to the next
+
+
+def test_raft_takes_its_weights_from_a_file(video_folder, tmp_path):
+    torch.save(optical_flow.raft_small(weights=None).state_dict(), tmp_path / "raft.pt")
+    options = json.dumps({"weights": str(tmp_path / "raft.pt"), "num_updates": 1})
+    clip = ("--num_frames", 4, "--frame_stride", 2, "--image_size", 32, "--width", 320)
+    video = next(video_folder.rglob("*.mp4"))
+    result = run(video, *clip, "--tracker", "raft", "--tracker_options", options, "--output_dir", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_options_that_are_no_mapping_are_refused_and_stored_tracks_not_offered(video_folder, tmp_path):
+    result = run(next(video_folder.rglob("*.mp4")), "--tracker_options", "[1]", "--output_dir", tmp_path / "out")
+    assert result.returncode == 1 and "tracker_options ('[1]') must be a JSON object" in result.stderr
+    assert "Traceback" not in result.stderr
+    words = run("--help").stdout
+    assert "raft" in words and "stored" not in words
 
 
 def test_a_start_that_is_too_late_is_refused_in_one_line(video_folder, tmp_path):
