@@ -1,10 +1,10 @@
 """Time tracker `torch` on the device found, beside a training step on a GPU; write results/torch_tracker.md.
 
-The clips are those of pre-training: 8 tubelets, 5 steps from each, so 40 pairs of frames of 224 x 224 px a clip. Time
-of the flow alone, and of the tracker with reading the flow and judging what is visible. On a GPU also the share that
-this takes of a pre-training step of ViT-B on as many clips (bf16, see bench_training_step.py), memory, and how far its
-flow is from the CPU's. On any device, the operations that eager mode runs and the memory they read and write, which on
-a GPU is what limits it.
+The clips are those of pre-training by default: 8 tubelets, 4 steps from each, so 32 pairs of frames of 224 x 224 px.
+Time of the flow alone, and of the tracker with reading the flow and judging what is visible. On a GPU also the share
+that this takes of a pre-training step of ViT-B on as many clips (bf16, see bench_training_step.py), memory, and how far
+its flow is from the CPU's. On any device, the operations that eager mode runs and the memory they read and write, which
+on a GPU is what limits it.
 
     python benchmarks/bench_torch_tracker.py                    # GPU: 64 clips; CPU: 1 clip, one thread
     python benchmarks/bench_torch_tracker.py --device cpu --batch_size 2
@@ -24,12 +24,14 @@ from bench_training_step import build_variant, machine, synchronize, write_secti
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mme_hf import build_tracker, grid_points
+from mme_hf import MMEVideoProcessor, build_tracker, grid_points
 from mme_hf.motion import FlowTracker
 
-SIZE_PX = 224
-START_FRAMES = tuple(range(0, 64, 8))
-NUM_STEPS = 5
+PROCESSOR = MMEVideoProcessor()
+SIZE_PX = PROCESSOR.crop_size["height"]
+BETWEEN_STARTS = PROCESSOR.tubelet_size * PROCESSOR.frame_stride
+START_FRAMES = tuple(range(0, PROCESSOR.num_frames * PROCESSOR.frame_stride, BETWEEN_STARTS))
+NUM_STEPS = PROCESSOR.trajectory_num_steps
 PAIRS = [(start + step, start + step + 1) for start in START_FRAMES for step in range(NUM_STEPS)]
 NUM_FRAMES = START_FRAMES[-1] + NUM_STEPS + 1
 RESULTS = Path(__file__).parent / "results" / "torch_tracker.md"
@@ -187,7 +189,8 @@ def main() -> None:
         lines += share_of_a_training_step(seconds, batch_size, arguments.repeats)
         lines += agreement_with_cpu(clips)
     heading = [
-        f"## {device.upper()}: {batch_size} clips of {len(PAIRS)} pairs, {SIZE_PX} x {SIZE_PX} px",
+        f"## {device.upper()}: {batch_size} clips of {len(PAIRS)} pairs ({len(START_FRAMES)} starts of {NUM_STEPS} "
+        f"steps), {SIZE_PX} x {SIZE_PX} px",
         "",
         f"{machine(device)}; torch {torch.__version__}, Python {platform.python_version()}; medians of "
         f"{arguments.repeats}.",
