@@ -4,8 +4,8 @@
     python benchmarks/bench_motion.py --trackers dis torch "DIS preset medium"    # prints, and writes nothing
 
 Real frames (of the sample clips, and of the videos in FOLDER) are moved by known fields, see known_motion.py. One
-thread; trackers take turns on every scene, so that load hits all alike, and time is the thread's own. Trackers that are
-not installed are left out.
+thread; trackers take turns on every scene, so that load hits all alike, and time is the thread's own. Trackers that
+cannot work here are left out, and the results say which and why.
 """
 
 from __future__ import annotations
@@ -39,10 +39,8 @@ from known_motion import (
 )
 
 from mme_hf import build_tracker, grid_points
-from mme_hf.motion import TRACKERS as REGISTERED
-from mme_hf.motion import FlowTracker
+from mme_hf.motion import FlowTracker, build_ready_tracker
 from mme_hf.motion.opencv_flow import flow_of_grey_pairs
-from mme_hf.motion.tvl1 import TVL1Flow
 
 RESULTS = Path(__file__).parent / "results" / "motion.md"
 PLAIN = {"refinement_levels": ()}
@@ -61,6 +59,11 @@ TRACKERS: dict[str, tuple[str, dict]] = {
 }
 YARDSTICK = "DIS preset medium"
 SLOW = {"tvl1", "raft"}  # one round of timing is enough
+# Why a tracker cannot work here, in fewer words than its own error has.
+REASONS = {
+    "tvl1": "OpenCV has no contrib modules here",
+    "raft": "torchvision's weights are not in its cache and could not be fetched",
+}
 MEAN_PX = (0.5, 2.0, 4.0, 8.0, 15.0)
 CLIP_SIZE_PX, NUM_STARTS, STEPS_PER_START = 224, 8, 4
 
@@ -98,9 +101,9 @@ def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     images = source_images(arguments.clips)
-    trackers = available_trackers(arguments.trackers)
+    trackers, left_out = available_trackers(arguments.trackers)
     sections = [
-        heading(arguments, len(images)),
+        heading(arguments, len(images), left_out),
         one_step(trackers, images, arguments.repeats),
         by_speed(trackers, images),
         by_quality(trackers, images),
@@ -115,32 +118,26 @@ def main() -> None:
     print(report)
 
 
-def available_trackers(wanted: list[str] | None) -> dict[str, FlowTracker]:
-    trackers = {}
+def available_trackers(wanted: list[str] | None) -> tuple[dict[str, FlowTracker], dict[str, str]]:
+    """Return the trackers that work here, and of those that do not why."""
+    trackers, left_out = {}, {}
     for label, (name, options) in TRACKERS.items():
         if wanted and label not in (*wanted, YARDSTICK):
             continue
         if name == LUCAS_KANADE:
             trackers[label] = FlowTracker(GridLucasKanade())
             continue
-        if name not in REGISTERED:
-            continue
-        tracker = build_tracker(name, **options)
-        if name == "tvl1" and not TVL1Flow.is_available():
-            print("tvl1 is left out: OpenCV has no contrib modules here")
-            continue
         try:
-            tracker.flow(torch.zeros(2, 3, 128, 128, dtype=torch.uint8), [(0, 1)])
-        except RuntimeError as error:
-            print(f"{label} is left out: {error}")
-            continue
-        trackers[label] = tracker
-    return trackers
+            trackers[label] = build_ready_tracker(name, **options)
+        except ValueError as error:
+            left_out[label] = REASONS.get(name, str(error))
+    return trackers, left_out
 
 
-def heading(arguments: argparse.Namespace, num_images: int) -> str:
+def heading(arguments: argparse.Namespace, num_images: int, left_out: dict[str, str]) -> str:
     extra = f" --clips {arguments.clips.name}" if arguments.clips else ""
     extra += f" --trackers {shlex.join(arguments.trackers)}" if arguments.trackers else ""
+    reasons = "; ".join(f"`{label}` ({reason})" for label, reason in left_out.items())
     return (
         "# Motion trackers against known motion\n\n"
         f"Written by `python benchmarks/bench_motion.py{extra} --repeats {arguments.repeats}`. "
@@ -148,6 +145,7 @@ def heading(arguments: argparse.Namespace, num_images: int) -> str:
         f"{num_images} real frames of {WIDTH} x {HEIGHT} "
         "moved by known fields (translation, rotation, zoom, deformation, all together; cubic interpolation). Errors "
         "are end-point errors in px at the centres of 8 px cells whose true track stays 4 px inside the frame."
+        + (f" Left out here: {reasons}." if left_out else "")
     )
 
 
