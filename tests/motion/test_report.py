@@ -312,3 +312,23 @@ def test_the_command_refuses_in_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match=r"output_dir \('.*file'\) cannot be made: .* is a file"):
         main(["--output_dir", str(tmp_path / "file")])
+
+
+class ClipBefore:
+    """The tracks of the clip before, as when stored files are matched to videos one place off."""
+
+    name = "before"
+
+    def __init__(self):
+        self.before = None
+
+    def __call__(self, frames, points_xy, *, start_frames=(0,), num_steps):
+        tracks = build_tracker("dis")(frames, points_xy, start_frames=start_frames, num_steps=num_steps)
+        before, self.before = self.before, tracks
+        # The first is the grey clip that the collator asks the shapes of: tracks at rest would be another fault.
+        return tracks if before is None or not before.displacements.any() else before
+
+
+def test_tracks_of_another_video_are_named():
+    health = health_with(tracker=ClipBefore())
+    assert any("they have nothing to do with the frames" in warning for warning in health.warnings), health.warnings
