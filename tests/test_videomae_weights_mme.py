@@ -93,15 +93,16 @@ def test_encoder_gives_transformers_features(tmp_path, model_class, averages):
         torch.testing.assert_close(model.mme(clips()).last_hidden_state, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("has_config", [False, True])
 @pytest.mark.parametrize("model_class", [VideoMAEForPreTraining, VideoMAEModel])
 @torch.no_grad()
-def test_only_the_head_is_new_after_videomae_pretraining(tmp_path, model_class):
+def test_a_new_classifier_averages_whatever_a_file_without_one_says(tmp_path, model_class, has_config):
     # As the Hub's pre-trained VideoMAE are; published fine-tuning averages all the same.
     videomae = small_videomae(model_class, use_mean_pooling=False)
     videomae.save_pretrained(tmp_path)
-    model, report = MMEForVideoClassification.from_pretrained(
-        tmp_path, use_mean_pooling=True, num_labels=5, output_loading_info=True
-    )
+    given = {"config": AutoConfig.from_pretrained(tmp_path, num_labels=5)} if has_config else {"num_labels": 5}
+    model, report = MMEForVideoClassification.from_pretrained(tmp_path, **given, output_loading_info=True)
+    assert model.config.use_mean_pooling and model.fc_norm is not None
     assert set(report["missing_keys"]) == {
         "fc_norm.weight",
         "fc_norm.bias",
@@ -113,6 +114,20 @@ def test_only_the_head_is_new_after_videomae_pretraining(tmp_path, model_class):
     encoder = videomae if model_class is VideoMAEModel else videomae.videomae
     states = encoder(clips(), output_hidden_states=True).hidden_states[-1]
     torch.testing.assert_close(model.mme(clips()).last_hidden_state, states, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [MMEModel, MMEForPreTraining])
+def test_a_new_classifier_averages_after_pretraining_of_ours_that_began_with_videomaes(tmp_path, first):
+    small_videomae(VideoMAEForPreTraining, use_mean_pooling=False).save_pretrained(tmp_path / "videomae")
+    first.from_pretrained(tmp_path / "videomae").save_pretrained(tmp_path / "ours")
+    assert MMEForVideoClassification.from_pretrained(tmp_path / "ours").fc_norm is not None
+
+
+def test_a_new_classifier_reads_the_first_token_where_the_caller_says_so(tmp_path):
+    small_videomae(VideoMAEForPreTraining).save_pretrained(tmp_path)
+    assert MMEForVideoClassification.from_pretrained(tmp_path, use_mean_pooling=False).fc_norm is None
+    of_caller = small_videomae(use_mean_pooling=False).config
+    assert MMEForVideoClassification.from_pretrained(tmp_path, config=of_caller).fc_norm is None
 
 
 @torch.no_grad()

@@ -80,6 +80,11 @@ def config_dict_of_videomae(pretrained_model_name_or_path: Any, kwargs: dict[str
 def mme_fields_of_videomae(values: dict[str, Any]) -> dict[str, Any]:
     """Return fields of `MMEConfig` from those of a `VideoMAEConfig`."""
     fields = {name: values[name] for name in _SHARED_FIELDS if name in values}
+    architectures = values.get("architectures") or ()
+    if architectures and not any(name.endswith("ForVideoClassification") for name in architectures):
+        # No classifier was ever trained with it: transformers' converter wrote False into every checkpoint of
+        # pre-training, in whose first token nothing is gathered.
+        fields.pop("use_mean_pooling", None)
     # Defaults are not in the file where they were left out, and MMEConfig's are others.
     fields.setdefault("layer_norm_eps", 1e-12)
     # qkv_bias in transformers 4 and in early versions of 5.

@@ -145,10 +145,6 @@ def _load_classifier(name: str, label_names: tuple[str, ...], options: dict[str,
             "be new. Leave --model_options as in its training."
         )
     is_missing = any(tensor.startswith("classifier.") for tensor in report["missing_keys"])
-    takes_first_token = model.fc_norm is None
-    if is_missing and takes_first_token and "use_mean_pooling" not in options:
-        # As VideoMAE's pre-training checkpoints have it, in whose first token nothing was ever gathered.
-        return _load_classifier(name, label_names, {**options, "use_mean_pooling": True})
     if not is_missing and known == label_names:
         return model
     # Also where as many other classes fit into the old head.
