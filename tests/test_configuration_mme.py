@@ -53,6 +53,32 @@ def test_a_misspelt_field_is_refused_and_a_foreign_one_kept():
     assert MMEConfig(of_another_version=1).of_another_version == 1
 
 
+def test_a_field_of_a_later_version_is_kept_and_pointed_out_and_one_that_the_caller_misspells_refused(tmp_path, caplog):
+    MMEConfig().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**saved, "hidden_sizes": [8], "num_frame": 4, "foo": 1}))
+    config = MMEConfig.from_pretrained(tmp_path)
+    assert (config.hidden_sizes, config.num_frame, config.foo, config.num_frames) == ([8], 4, 1, 16)
+    messages = [record.getMessage() for record in caplog.records if "has no option" in record.getMessage()]
+    assert [message.split(".")[0] for message in messages] == [
+        "MMEConfig has no option hidden_sizes",
+        "MMEConfig has no option num_frame",
+    ]
+    assert "_is_saved" not in config.to_dict()
+    with pytest.raises(ValueError, match="MMEConfig has no option drop_path_rat. Did you mean drop_path_rate"):
+        MMEConfig.from_pretrained(tmp_path, drop_path_rat=0.1)
+
+
+def test_targets_may_be_a_list_at_any_time(tmp_path):
+    config = MMEConfig()
+    config.motion_targets = [{"name": "b", **TARGET}, {"name": "a", **TARGET}]
+    config.save_pretrained(tmp_path)
+    assert list(MMEConfig.from_pretrained(tmp_path).motion_targets) == ["b", "a"]
+    config.motion_targets = [TARGET]
+    with pytest.raises(StrictDataclassError, match="needs a name of its own"):
+        config.save_pretrained(tmp_path)
+
+
 def test_the_other_name_of_the_epsilon_is_the_same_field(tmp_path):
     config = MMEConfig(layer_norm_epsilon=1e-3)
     assert config.layer_norm_eps == 1e-3

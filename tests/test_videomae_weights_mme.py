@@ -14,7 +14,7 @@ from transformers import (
     VideoMAEModel,
 )
 
-from mme_hf import MMEForPreTraining, MMEForVideoClassification, MMEModel
+from mme_hf import MMEConfig, MMEForPreTraining, MMEForVideoClassification, MMEModel
 from mme_hf.videomae_weights_mme import config_dict_of_videomae, mme_fields_of_videomae
 
 NAMES = {0: "run", 1: "sit", 2: "wave"}
@@ -208,9 +208,13 @@ def test_takes_a_configuration_that_was_loaded_before(tmp_path):
     videomae = small_videomae()
     videomae.save_pretrained(tmp_path)
     expected = videomae(clips()).logits
+    MMEConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "ours")
     for config in (
         AutoConfig.from_pretrained(tmp_path),
-        MMEForVideoClassification.from_pretrained(tmp_path).config,
+        MMEConfig.from_pretrained(tmp_path),
+        tmp_path,
+        str(tmp_path / "config.json"),
+        tmp_path / "ours",
     ):
         model, report = MMEForVideoClassification.from_pretrained(tmp_path, config=config, output_loading_info=True)
         assert not any(report.values()), report
@@ -224,6 +228,15 @@ def test_configurations():
     assert fields["patch_size"] == 8 and fields["qkv_bias"] is False
     with pytest.raises(ValueError, match=r"patch_size \(\[8, 16\]\).*not square"):
         mme_fields_of_videomae({"model_type": "videomae", "patch_size": [8, 16]})
+
+
+def test_a_configuration_of_videomae_is_read_as_the_model_reads_it(tmp_path):
+    small_videomae(use_mean_pooling=False).save_pretrained(tmp_path)
+    config = MMEConfig.from_pretrained(tmp_path, drop_path_rate=0.1)
+    expected = MMEForVideoClassification.from_pretrained(tmp_path, drop_path_rate=0.1).config
+    assert (config.hidden_size, config.use_mean_pooling, config.drop_path_rate) == (16, False, 0.1)
+    ignored = dict.fromkeys(("architectures", "dtype", "transformers_version", "_name_or_path"))
+    assert {**config.to_dict(), **ignored} == {**expected.to_dict(), **ignored}
 
 
 def test_other_checkpoints_are_left_to_transformers(tmp_path):

@@ -1,15 +1,19 @@
 """MMEConfig: every size and choice of a Masked Motion Encoding model, checked before any work is done."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field, fields
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.utils import logging
 
 from .names_mme import KEYS_NOT_KEPT, check_names
+from .videomae_weights_mme import mme_fields_of_videomae
+
+logger = logging.get_logger(__name__)
 
 # What a target's head may end in; the model maps each name to a function.
 TARGET_ACTIVATIONS = ("linear", "sigmoid", "tanh")
@@ -33,6 +37,8 @@ _POSITIVE_INTEGERS = (
 _NAMES_BESIDE_THE_FIELDS = frozenset(
     ("attn_implementation", "name_or_path", "num_labels", "output_attentions", "torch_dtype", "use_return_dict")
 )
+# Key that `from_dict` adds, for `__post_init__` to know what nobody typed.
+_IS_SAVED = "_is_saved"
 _PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 
 
@@ -128,12 +134,13 @@ class MMEConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         # transformers keeps what it does not know, for files of other versions; a misspelt field would go unread.
-        check_names("MMEConfig", kwargs, _known_names(), misspelt_only=True)
+        if kwargs.pop(_IS_SAVED, False):
+            _warn_of_misspelt_names(kwargs)
+        else:
+            check_names("MMEConfig", kwargs, _known_names(), misspelt_only=True)
         kwargs = {name: value for name, value in kwargs.items() if name not in KEYS_NOT_KEPT}
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
-        if isinstance(self.motion_targets, list):
-            self.motion_targets = _named_targets(self.motion_targets)
         super().__post_init__(**kwargs)
 
     @property
@@ -157,10 +164,17 @@ class MMEConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "MMEConfig":
-        """Return a configuration of saved fields, and others in place of some, which are checked as these are."""
+        """Return a configuration of saved fields, and others in place of some, which are checked as these are.
+
+        Fields of a VideoMAE become those of the model that its weights make. A saved field that looks like a misspelt
+        one may be a later version's: it is kept and pointed out. In `kwargs` it is an error.
+        """
+        check_names("MMEConfig", kwargs, _known_names(), misspelt_only=True)
+        if config_dict.get("model_type") == "videomae":
+            config_dict = mme_fields_of_videomae(config_dict)
         # transformers sets them on the finished configuration, past its checks.
         changed = {name: kwargs.pop(name) for name in _own_names() & set(kwargs)}
-        return super().from_dict({**config_dict, **changed}, **kwargs)
+        return super().from_dict({**config_dict, **changed, _IS_SAVED: True}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values; `motion_targets` as a list, whose order survives JSON.
@@ -229,7 +243,12 @@ class MMEConfig(PreTrainedConfig):
             raise ValueError(f"hidden_act ({self.hidden_act!r}) is unknown. Known names: {', '.join(sorted(ACT2FN))}.")
 
     def validate_motion_targets(self):
-        """Check that there is a target, and that each has a usable name, size, activation and weight."""
+        """Check that there is a target, and that each has a usable name, size, activation and weight.
+
+        A list becomes the mapping that all else reads; here, since it may also be set on a finished configuration.
+        """
+        if isinstance(self.motion_targets, list):
+            self.motion_targets = _named_targets(self.motion_targets)
         if not self.motion_targets:
             raise ValueError(
                 f"motion_targets ({self.motion_targets}) is empty. Name at least one target, for example "
@@ -247,6 +266,14 @@ class MMEConfig(PreTrainedConfig):
 def check_config_names(options: Mapping[str, Any]) -> None:
     """Raise ValueError for a name that neither MMEConfig nor transformers knows; MMEConfig would keep it, unread."""
     check_names("MMEConfig", options, _known_names())
+
+
+def _warn_of_misspelt_names(names: Iterable[str]) -> None:
+    for name in names:
+        try:
+            check_names("MMEConfig", [name], _known_names(), misspelt_only=True)
+        except ValueError as error:
+            logger.warning(f"{error} It stands in a saved configuration, and is kept but not read.")
 
 
 def _known_names() -> set[str]:

@@ -7,6 +7,7 @@ V = N - M visible, D features, S values predicted per token. Tokens are numbered
 
 import math
 from collections.abc import Mapping
+from os import PathLike
 from typing import ClassVar
 
 import torch
@@ -39,8 +40,8 @@ from .tokens_mme import (
 from .videomae_weights_mme import (
     VIDEOMAE_KEY_MAPPING,
     VIDEOMAE_KEYS_LEFT_OUT,
+    config_dict_at,
     config_dict_of_videomae,
-    mme_fields_of_videomae,
 )
 
 logger = logging.get_logger(__name__)
@@ -92,17 +93,23 @@ class MMEPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         """Return the model in a folder or on the Hub: one of ours, or a VideoMAE of transformers.
 
-        Of a VideoMAE all that the model has a place for is taken: the encoder, and a classifier its head. Arguments are
-        those of [`PreTrainedModel.from_pretrained`].
+        Of a VideoMAE all that the model has a place for is taken: the encoder, and a classifier its head. A new
+        classifier averages tokens, unless `use_mean_pooling` says otherwise. Arguments are those of
+        [`PreTrainedModel.from_pretrained`].
         """
         of_videomae = config_dict_of_videomae(pretrained_model_name_or_path, kwargs)
         if of_videomae is None:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-        if config is None or getattr(config, "model_type", None) == "videomae":
-            fields = mme_fields_of_videomae(of_videomae if config is None else config.to_dict())
+        if isinstance(config, str | PathLike):
+            values = config_dict_at(config, kwargs)
+        elif getattr(config, "model_type", None) == "videomae":
+            values = config.to_dict()
+        else:
+            values = of_videomae if config is None else None
+        if values is not None:
             # Not the configuration's to take: it would keep "auto" as if it were a type.
             precision = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
-            config, kwargs = cls.config_class.from_dict(fields, return_unused_kwargs=True, **kwargs)
+            config, kwargs = cls.config_class.from_dict(values, return_unused_kwargs=True, **kwargs)
             kwargs.update(precision)
         kwargs["key_mapping"] = VIDEOMAE_KEY_MAPPING
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)

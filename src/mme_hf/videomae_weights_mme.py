@@ -63,9 +63,8 @@ def config_dict_of_videomae(pretrained_model_name_or_path: Any, kwargs: dict[str
     """
     if pretrained_model_name_or_path is None:  # weights come as a state_dict
         return None
-    where = {name: kwargs[name] for name in _WHERE_TO_LOOK if name in kwargs}
     try:
-        values, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **where)
+        values = config_dict_at(pretrained_model_name_or_path, kwargs)
     except OSError:  # from_pretrained says what is missing
         return None
     model_type = values.get("model_type")
@@ -75,6 +74,17 @@ def config_dict_of_videomae(pretrained_model_name_or_path: Any, kwargs: dict[str
             "Name an MME or a VideoMAE."
         )
     return values if model_type == "videomae" else None
+
+
+def config_dict_at(name: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration as it stands in its file.
+
+    Args:
+        name: The file, its folder, or a name on the Hub.
+        kwargs: Of `from_pretrained`; those that say where to look are used.
+    """
+    where = {key: kwargs[key] for key in _WHERE_TO_LOOK if key in kwargs}
+    return PreTrainedConfig.get_config_dict(name, **where)[0]
 
 
 def mme_fields_of_videomae(values: dict[str, Any]) -> dict[str, Any]:
@@ -97,4 +107,10 @@ def mme_fields_of_videomae(values: dict[str, Any]) -> dict[str, Any]:
     return {**fields, "fc_norm_eps": _VIDEOMAE_FC_NORM_EPS}
 
 
-__all__ = ["VIDEOMAE_KEYS_LEFT_OUT", "VIDEOMAE_KEY_MAPPING", "config_dict_of_videomae", "mme_fields_of_videomae"]
+__all__ = [
+    "VIDEOMAE_KEYS_LEFT_OUT",
+    "VIDEOMAE_KEY_MAPPING",
+    "config_dict_at",
+    "config_dict_of_videomae",
+    "mme_fields_of_videomae",
+]
