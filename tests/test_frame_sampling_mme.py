@@ -1,8 +1,10 @@
 """Which frames make a clip; `sample_frames` of the processor is tested with the processor."""
 
+import numpy as np
 import pytest
+from transformers.video_utils import VideoMetadata
 
-from mme_hf.frame_sampling_mme import fitting_stride, segment_frames
+from mme_hf.frame_sampling_mme import fitting_stride, middle_clip, segment_frames
 
 
 @pytest.mark.parametrize(
@@ -15,6 +17,15 @@ def test_the_stride_shrinks_where_the_video_is_short(num_available, expected):
 
 def test_one_frame_has_any_stride():
     assert fitting_stride(1, 1, 3) == 3
+
+
+def test_a_rate_is_met_as_nearly_as_frames_allow_or_refused():
+    video = VideoMetadata(total_num_frames=300, fps=25.0)
+    for fps, stride in ((25, 1), (30, 1), (12.5, 2)):
+        assert np.diff(middle_clip(video, 4, 5, fps, "dense")).tolist() == [stride] * 3
+    for fps in (50, 1000.0):
+        with pytest.raises(ValueError, match=rf"fps \({fps:g}\) cannot be met: the video has 25 frames per second"):
+            middle_clip(video, 4, 5, fps, "dense")
 
 
 def test_each_part_gives_the_frame_at_its_place():

@@ -245,7 +245,9 @@ def test_short_videos_take_the_largest_stride_that_fits_then_repeat_the_last_fra
 def test_fps_sets_the_distance_of_frames(processor):
     metadata = VideoMetadata(total_num_frames=100, fps=30)
     assert np.diff(processor.sample_frames(metadata, fps=10)).tolist() == [3, 3, 3]
-    assert np.diff(processor.sample_frames(metadata, fps=60)).tolist() == [1, 1, 1]
+    assert np.diff(processor.sample_frames(metadata, fps=40)).tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match=r"fps \(60\) cannot be met: the video has 30 frames per second"):
+        processor.sample_frames(metadata, fps=60)
     with pytest.raises(ValueError, match="needs the video's frame rate"):
         processor(noise(30), fps=10)
     batch = processor(noise(30), fps=10, video_metadata={"total_num_frames": 30, "fps": 30}, return_metadata=True)

@@ -22,7 +22,8 @@ def middle_clip(
             `num_frames` equal parts of it, unless `fps` is given.
 
     Raises:
-        ValueError: If the video has no frames, `fps` is given and its frame rate is unknown, or an option cannot be.
+        ValueError: If the video has no frames, `fps` is given and its frame rate is unknown or at most half of it, or
+            an option cannot be.
     """
     total = metadata.total_num_frames
     if num_frames < 1 or frame_stride < 1:
@@ -38,6 +39,10 @@ def middle_clip(
     if fps is None:
         stride = fitting_stride(total, num_frames, frame_stride)
     elif metadata.fps:
+        if round(metadata.fps / fps) < 1:
+            raise ValueError(
+                f"fps ({fps:g}) cannot be met: the video has {metadata.fps:g} frames per second. Choose at most that."
+            )
         stride = min(metadata.fps / fps, (total - 1) / max(num_frames - 1, 1))
     else:
         raise ValueError(f"fps ({fps}) needs the video's frame rate. Pass video_metadata with fps, or fps=None.")
