@@ -119,6 +119,19 @@ def test_an_address_that_gives_no_video_is_named(folder, server):
         run(f"{server}/none.mp4")
 
 
+def test_the_scheme_of_an_address_may_be_written_in_capitals(folder, server):
+    processor = MMEVideoProcessor.from_pretrained(folder)
+    pixels = processor(f"{server}/a.mp4".replace("http", "HTTP"), return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels, processor(folder / "a.mp4", return_tensors="pt")["pixel_values"])
+
+
+def test_features_are_of_whole_clips(folder):
+    extract = pipeline(FEATURES, model=str(folder), device="cpu")
+    for run in (partial(extract, str(folder / "a.mp4")), partial(pipeline, FEATURES, model=str(folder), device="cpu")):
+        with pytest.raises(ValueError, match="has return_targets, with which most of a clip is hidden"):
+            run(processor_kwargs={"return_targets": True})
+
+
 @pytest.mark.parametrize("model_class", [MMEModel, MMEForPreTraining, MMEForVideoClassification])
 def test_features_are_those_of_the_encoder_whatever_the_head(folder, tmp_path, model_class):
     torch.manual_seed(1)

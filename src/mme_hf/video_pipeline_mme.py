@@ -59,6 +59,12 @@ class VideoFeatureExtractionPipeline(Pipeline):
         return_tensors: bool | None = None,
         processor_kwargs: dict[str, Any] | None = None,
     ) -> tuple[dict, dict, dict]:
+        if (processor_kwargs or {}).get("return_targets"):
+            raise ValueError(
+                "processor_kwargs has return_targets, with which most of a clip is hidden: features would be of the "
+                "rest. Leave it out; MMEModel and MMEForPreTraining take masks."
+            )
+
         def given(**options: Any) -> dict[str, Any]:
             # What is not given must be left out: it would take the place of what the pipeline was made with.
             return {name: value for name, value in options.items() if value is not None}

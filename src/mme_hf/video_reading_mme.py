@@ -57,7 +57,7 @@ def read_frames(
         known = source.metadata
         video = VideoMetadata(total_num_frames=known.num_frames, fps=known.average_fps, video_backend="torchcodec")
         return source.get_frames_at(indices=choose(video)).data, video
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
+    if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
         source = _fetched(source)
     reader = VIDEO_OPENERS.get("auto", open_plainly)(source)
     try:
