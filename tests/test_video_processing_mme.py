@@ -202,6 +202,28 @@ def test_grey_and_transparent_frames_become_rgb(processor):
         assert torch.equal(batch["labels"], expected["labels"])
 
 
+@pytest.mark.parametrize(("frames", "num_channels"), [(noise(4)[:, :1], 1), (half_transparent(noise(4)), 4)])
+def test_frames_of_other_channels_are_normalised_by_one_number_or_not_at_all(processor, frames, num_channels):
+    with pytest.raises(ValueError, match=f"frames have {num_channels} channels; image_mean and image_std are for 3"):
+        processor(frames, do_convert_rgb=False)
+    for options in ({"image_mean": 0.5, "image_std": 0.5}, {"do_normalize": False}):
+        batch = processor(frames, do_convert_rgb=False, return_tensors="pt", **options)
+        assert batch["pixel_values"].shape == (1, 4, num_channels, 32, 32)
+
+
+def test_tensors_that_numpy_does_not_take_are_read(processor):
+    frames, leaf = noise(4).float(), noise(4).float().requires_grad_()
+    for given, whole in ((list(frames.bfloat16()), frames.bfloat16()), (leaf, frames), (list(leaf), frames)):
+        pixels = processor(given, return_tensors="pt")["pixel_values"]
+        assert torch.equal(pixels, processor(whole, return_tensors="pt")["pixel_values"]) and not pixels.requires_grad
+
+
+def test_the_layout_of_arrays_is_not_that_of_decoded_frames(processor, video_file, opener):
+    expected = processor(video_file, return_tensors="pt")["pixel_values"]
+    given = processor(video_file, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+    assert torch.equal(given, expected)
+
+
 def test_mirrored_views_of_arrays_are_read(processor):
     bgr = noise(4).permute(0, 2, 3, 1).numpy()
     expected = processor(np.ascontiguousarray(bgr[..., ::-1]), return_tensors="pt")["pixel_values"]
@@ -558,6 +580,9 @@ def test_targets_may_be_a_list_of_names(processor):
         ([], {}, "videos is an empty list"),
         (3, {}, "videos is a int"),
         ([noise(1)[0], noise(1, 8, 8)[0]], {}, "frames of a video differ in size"),
+        ([PIL.Image.new("I;16", (56, 40), 4096)] * 9, {}, "PIL image of mode 'I;16'; it must have 8 bits"),
+        ([PIL.Image.new("I", (56, 40), 4096)] * 9, {}, "PIL image of mode 'I'; it must have 8 bits"),
+        (PIL.Image.new("F", (56, 40), 0.5), {}, "PIL image of mode 'F'; it must have 8 bits"),
     ],
 )
 def test_wrong_input_names_field_value_and_remedy(processor, videos, options, message):

@@ -25,6 +25,7 @@ logger = logging.get_logger(__name__)
 
 CropBox = tuple[int, int, int, int]
 _NUM_CHANNELS = frozenset((1, 3, 4))
+_DEEP_MODES = ("I", "F")  # "I;16" too
 
 
 def as_frames(source: Any, input_data_format: str | None, convert_to_rgb: Callable | None) -> torch.Tensor:
@@ -40,7 +41,7 @@ def as_frames(source: Any, input_data_format: str | None, convert_to_rgb: Callab
         ValueError: If shape or dtype is none of a video's, or the frames of a list differ in size.
     """
     if isinstance(source, list | tuple):
-        frames = [_as_tensor(np.asarray(frame)) for frame in _as_rgb(source, convert_to_rgb)]
+        frames = [_as_tensor(frame) for frame in _as_rgb(source, convert_to_rgb)]
         if len({frame.shape for frame in frames}) != 1:
             raise ValueError("the frames of a video differ in size. Give frames of one size, or a list of videos.")
         frames = torch.stack([frame[..., None] if frame.ndim == 2 else frame for frame in frames])
@@ -75,7 +76,17 @@ def _channels_message(shape: tuple[int, ...]) -> str:
 
 
 def _as_rgb(frames: Sequence[Any], convert_to_rgb: Callable | None) -> list[Any]:
-    """Return the frames with PIL images as RGB, or all as RGBA where one lets something through: to blend it later."""
+    """Return the frames with PIL images as RGB, or all as RGBA where one lets something through: to blend it later.
+
+    Raises:
+        ValueError: If an image has more than 8 bits: PIL would clip what is above 255.
+    """
+    for frame in frames:
+        if hasattr(frame, "convert") and frame.mode.startswith(_DEEP_MODES):
+            raise ValueError(
+                f"a frame is a PIL image of mode {frame.mode!r}; it must have 8 bits, as modes 'L' and 'RGB'. Scale "
+                "its values to [0, 255] first."
+            )
     are_images = all(hasattr(frame, "convert") for frame in frames)
     lets_through = any(getattr(frame, "has_transparency_data", False) for frame in frames)
     mode = "RGBA" if convert_to_rgb is not None and are_images and lets_through else "RGB"
@@ -83,12 +94,13 @@ def _as_rgb(frames: Sequence[Any], convert_to_rgb: Callable | None) -> list[Any]
 
 
 def _as_tensor(array: Any) -> torch.Tensor:
-    if isinstance(array, np.ndarray):
-        if any(stride < 0 for stride in array.strides):  # a mirrored view, such as BGR as RGB, which torch refuses
-            array = array.copy()
-        # torch warns about read-only arrays, which decoders and PIL give; only these are copied.
-        array = np.require(array, requirements=["W"])
-    return torch.as_tensor(array)
+    if isinstance(array, torch.Tensor):
+        return array.detach()
+    array = np.asarray(array)
+    if any(stride < 0 for stride in array.strides):  # a mirrored view, such as BGR as RGB, which torch refuses
+        array = array.copy()
+    # torch warns about read-only arrays, which decoders and PIL give; only these are copied.
+    return torch.as_tensor(np.require(array, requirements=["W"]))
 
 
 def flatten_batch(videos: Any) -> list[Any]:
@@ -308,7 +320,8 @@ def normalize_frames(frames: torch.Tensor, options: Any) -> torch.Tensor:
     have to be waited for.
 
     Raises:
-        ValueError: If a value is not finite; looked for on the CPU too.
+        ValueError: If a value is not finite, which is looked for on the CPU alone, or means are not those of the
+            channels.
     """
     if frames.is_floating_point() and frames.device.type == "cpu":
         check_finite("a video", frames)
@@ -319,6 +332,12 @@ def normalize_frames(frames: torch.Tensor, options: Any) -> torch.Tensor:
     scale = options.rescale_factor if options.do_rescale else 1.0
     mean, std = (options.image_mean, options.image_std) if options.do_normalize else (0.0, 1.0)
     mean, std = (torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1) for value in (mean, std))
+    num_channels, num_values = frames.shape[-3], max(len(mean), len(std))
+    if num_values not in (1, num_channels):
+        raise ValueError(
+            f"frames have {num_channels} channels; image_mean and image_std are for {num_values}. Leave do_convert_rgb "
+            "on, or give one mean and one deviation for all channels."
+        )
     factor, offset = (value.to(frames.device, non_blocking=frames.is_cuda) for value in (scale / std, -mean / std))
     if frames.device.type != "cpu":
         # A copy also of what is float32 already: it may be the caller's own.

@@ -364,7 +364,7 @@ class MMEVideoProcessor(BaseVideoProcessor):
         to_rgb = self.convert_to_rgb if options.do_convert_rgb else None
         if is_encoded(source):
             frames, video = read_frames(source, sampler)
-            frames = as_frames(frames, options.input_data_format, to_rgb)
+            frames = as_frames(frames, None, to_rgb)  # input_data_format is for arrays
         else:
             frames = as_frames(source, options.input_data_format, to_rgb)
             known = {"total_num_frames": len(frames), "height": frames.shape[-2], "width": frames.shape[-1]}
