@@ -6,13 +6,14 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoVideoProcessor, VideoMAEVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 import mme_hf
 from mme_hf.motion import build_tracker
 from mme_hf.motion_targets_mme import REFERENCE_MOTION, histogram_of_gradients
-from mme_hf.trajectories_mme import ClipGeometry, grid_points
+from mme_hf.trajectories_mme import TRACKERS, ClipGeometry, grid_points
 from mme_hf.video_inputs_mme import normalize_frames
 from mme_hf.video_processing_mme import MMEVideoProcessor
 from mme_hf.video_reading_mme import VIDEO_OPENERS
@@ -502,6 +503,19 @@ def test_motion_target_config_is_in_label_order(processor):
         ({"size": {"shortest_edge": -3}}, r"size\['shortest_edge'\] \(-3\) must be at least 1"),
         ({"crop_size": {"height": 0, "width": 32}}, r"crop_size\['height'\] \(0\) must be at least 1"),
         ({"crop_size": 30}, r"crop_size 30x30 does not divide by patch_size \(16\)"),
+        ({"image_std": [0.0, 0.0, 0.0]}, r"image_std \(\(0.0, 0.0, 0.0\)\) must be above 0"),
+        ({"image_std": [0.5, -0.5, 0.5]}, r"image_std \(\(0.5, -0.5, 0.5\)\) must be above 0"),
+        ({"image_std": [float("inf")] * 3}, r"image_std \(\(inf, inf, inf\)\) must be a finite number, or 3"),
+        ({"image_mean": [float("nan")] * 3}, r"image_mean \(\(nan, nan, nan\)\) must be a finite number"),
+        ({"image_mean": [0.5, 0.5]}, r"image_mean \(\(0.5, 0.5\)\) must be a finite number, or 3: one for each"),
+        ({"image_mean": [0.5] * 4}, r"image_mean \(\(0.5, 0.5, 0.5, 0.5\)\) must be a finite number, or 3"),
+        ({"image_mean": None}, r"image_mean \(None\) must be a finite number"),
+        ({"rescale_factor": 0.0}, r"rescale_factor \(0.0\) must be above 0"),
+        ({"rescale_factor": float("inf")}, r"rescale_factor \(inf\) must be a finite number\."),
+        ({"fps": -1}, r"fps \(-1\) must be a finite number above 0"),
+        ({"fps": 0}, r"fps \(0\) must be a finite number above 0"),
+        ({"data_format": "channels_last"}, r"data_format \('channels_last'\) cannot be had: pixel_values are"),
+        ({"do_pad": True}, r"do_pad \(True\) cannot be had.*pad_clips"),
     ],
 )
 def test_wrong_options_fail_at_construction_and_in_the_call(options, message):
@@ -509,6 +523,45 @@ def test_wrong_options_fail_at_construction_and_in_the_call(options, message):
         MMEVideoProcessor(**{**SMALL, **options})
     with pytest.raises(ValueError, match=message):
         MMEVideoProcessor(**SMALL)(noise(9), return_targets=True, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_mean": [0, 0, 0], "image_std": 1, "rescale_factor": 1},
+        {"image_mean": (0.5,), "image_std": [0.5]},
+        {"image_std": None, "image_mean": None, "do_normalize": False},
+        {"data_format": "channels_first", "do_pad": False},
+    ],
+)
+def test_options_that_work_are_taken_at_construction_and_in_the_call(processor, options, tmp_path):
+    expected = processor(noise(4), return_tensors="pt", **options)["pixel_values"]
+    MMEVideoProcessor(**SMALL, **options).save_pretrained(tmp_path)
+    again = MMEVideoProcessor.from_pretrained(tmp_path)
+    assert torch.equal(again(noise(4), return_tensors="pt")["pixel_values"], expected)
+
+
+@pytest.mark.parametrize("option", [{"do_normalize": "false"}, {"do_resize": "no"}, {"do_rescale": 1}, {"fps": "3"}])
+def test_options_of_the_wrong_type_are_refused_wherever_they_are_given(processor, option, tmp_path):
+    processor.save_pretrained(tmp_path)
+    (name,) = option
+    for build in (
+        lambda: processor(noise(4), **option),
+        lambda: MMEVideoProcessor(**SMALL, **option),
+        lambda: MMEVideoProcessor.from_pretrained(tmp_path, **option),
+        lambda: MMEVideoProcessor.from_dict({**processor.to_dict(), **option}),
+    ):
+        with pytest.raises((StrictDataclassError, ValueError), match=name):
+            build()
+
+
+@pytest.mark.parametrize(
+    "option", [{"bool_masked_pos": torch.ones(8, dtype=torch.bool)}, {"generator": torch.Generator()}]
+)
+def test_what_makes_masks_is_refused_where_none_are_made(processor, option):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"{name} is for masks.*set return_targets=True"):
+        processor(noise(9), **option)
 
 
 @pytest.mark.parametrize(
@@ -521,7 +574,7 @@ def test_wrong_options_fail_at_construction_and_in_the_call(options, message):
         ({"image_std": [0.2, 0.0, 0.2]}, r"image_std \(\(0.2, 0.0, 0.2\)\) must be above 0"),
         ({"resample": 5}, r"resample \(5\) is no filter for tensors"),
         ({"resample": 1}, r"resample \(1\) is no filter for tensors"),  # Lanczos: on CPUs of new versions alone
-        ({"rescale_factor": "x"}, r"rescale_factor \('x'\) must be above 0"),
+        ({"rescale_factor": "x"}, r"rescale_factor \('x'\) must be a finite number"),
         ({"mask_ratio": "0.7"}, r"mask_ratio \('0.7'\) must be a number"),
         ({"size": {"shortest_edge": 32.5}}, r"size\['shortest_edge'\] \(32.5\) must be a whole number"),
         ({"crop_size": {"shortest_edge": 32}}, "must give 'height' and 'width'"),
@@ -614,6 +667,19 @@ def test_unknown_options_are_refused(processor, tmp_path):
     for load in (MMEVideoProcessor.from_pretrained, AutoVideoProcessor.from_pretrained):
         with pytest.raises(ValueError, match="has no option fram_stride. Did you mean frame_stride"):
             load(tmp_path, fram_stride=1)
+
+
+def test_a_tracker_in_place_of_the_saved_one_must_be_there(processor, tmp_path, monkeypatch):
+    processor.save_pretrained(tmp_path)
+    for wrong, message in (
+        ({"tracker": "nope"}, r"tracker \('nope'\) is unknown. Choose one of"),
+        ({"tracker_options": {"speed": 1}}, "tracker 'dis' has no option speed"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MMEVideoProcessor.from_pretrained(tmp_path, **wrong)
+    monkeypatch.setitem(TRACKERS, "own", lambda strength=1: None)
+    again = MMEVideoProcessor.from_pretrained(tmp_path, tracker="own", tracker_options={"strength": 2})
+    assert (again.tracker, again.tracker_options) == ("own", {"strength": 2})
 
 
 def test_the_keys_of_other_versions_and_trackers_do_not_keep_a_file_from_being_read(processor, tmp_path):

@@ -188,6 +188,23 @@ def flip_flags(value: Any, num_clips: int) -> list[bool]:
     return [bool(flag) for flag in flags]
 
 
+def given_masks(mask: Any, num_clips: int) -> list[torch.Tensor | None]:
+    """Return one given mask per clip, from one for all or a batch of them; None where masks are to be drawn.
+
+    Raises:
+        ValueError: If it is not bool, or neither (tokens,) nor (num_clips, tokens).
+    """
+    if mask is None:
+        return [None] * num_clips
+    mask = torch.as_tensor(mask)
+    if mask.dtype != torch.bool or mask.ndim not in (1, 2) or (mask.ndim == 2 and len(mask) != num_clips):
+        raise ValueError(
+            f"bool_masked_pos has dtype {mask.dtype} and shape {tuple(mask.shape)}; it must be bool, (tokens,) or "
+            f"({num_clips}, tokens)."
+        )
+    return list(mask) if mask.ndim == 2 else [mask] * num_clips
+
+
 @dataclass(frozen=True)
 class RawFramePlan:
     """Which raw frames a sample needs; the other lists index into them.

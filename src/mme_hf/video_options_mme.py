@@ -1,11 +1,13 @@
 """The options of `MMEVideoProcessor`: which there are, and which of them cannot work."""
 
+import math
 from collections.abc import Collection, Mapping
 from numbers import Integral, Real
 from types import SimpleNamespace
 from typing import Any
 
-from transformers.image_utils import SizeDict, pil_torch_interpolation_mapping
+from huggingface_hub.dataclasses import validate_typed_dict
+from transformers.image_utils import ChannelDimension, pil_torch_interpolation_mapping
 from transformers.processing_utils import VideosKwargs
 
 from .frame_sampling_mme import FRAME_SAMPLINGS
@@ -18,7 +20,10 @@ CAMERA_MOTION: tuple[str, ...] = ("keep", "remove")
 # Those that torchvision resizes tensors with.
 # Not Lanczos: torchvision has it for tensors in new versions alone, and on CPUs alone.
 _FILTERS = ("nearest", "nearest-exact", "bilinear", "bicubic")
+_NUM_CHANNELS = 3
 _WHOLE_NUMBERS = ("num_frames", "frame_stride", "patch_size", "tubelet_size", "trajectory_num_steps", "cell_size_px")
+# Checked by this file, in more ways than one: transformers' own types have no place for a whole number or SizeDict.
+_CHECKED_HERE = frozenset(("size", "crop_size", "image_mean", "image_std", "rescale_factor"))
 # What transformers writes beside the options; no user types these.
 _KEYS_OF_A_FILE = frozenset(
     ("video_processor_type", "image_processor_type", "feature_extractor_type", "processor_class", "auto_map")
@@ -95,6 +100,35 @@ def check_option_names(owner: str, given: Mapping[str, Any], known: Collection[s
     check_names(owner, given, {*known, *_KEYS_OF_A_FILE}, misspelt_only=is_of_a_file(given))
 
 
+def check_option_types(schema: type, given: Mapping[str, Any]) -> None:
+    """Raise StrictDataclassFieldValidationError, as transformers' calls do, for a value of a type not in `schema`."""
+    names = set(schema.__annotations__) - _CHECKED_HERE
+    validate_typed_dict(schema, {name: value for name, value in given.items() if name in names})
+
+
+def check_options_in_place(owner: type, given: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Raise ValueError for options given in place of saved ones that are misspelt, or name what is not there.
+
+    Targets and tracker of a file may be its author's own; a user who names one wants to have it.
+    """
+    check_names(owner.__name__, given, owner.valid_kwargs.__annotations__, misspelt_only=True)  # else dropped
+    if given.get("motion_targets") is not None:
+        build_targets(named_targets(given["motion_targets"]))
+    if not {"tracker", "tracker_options"}.isdisjoint(given):
+        chosen = {**saved, **given}
+        check_tracker(chosen.get("tracker", owner.tracker), chosen.get("tracker_options"))
+
+
+def check_needs_targets(**given: Any) -> None:
+    """Raise ValueError for what decides how masks are made, where no targets are asked for."""
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} is for masks, which are made with targets alone, and would go unread. Leave it out, or set "
+                "return_targets=True."
+            )
+
+
 def named_targets(targets: Any) -> dict[str, Mapping[str, Any]]:
     """Return target name -> options from such a mapping, a list of names, or the list that `to_dict` writes.
 
@@ -141,14 +175,12 @@ def check_processor_options(options: Any) -> None:
         raise ValueError(
             f"frame_sampling ({options.frame_sampling!r}) is unknown. Choose one of {list(FRAME_SAMPLINGS)}."
         )
-    check_sizes(options.size, options.crop_size)
-    check_resample(options.resample)
+    check_pixel_options(options)
     crop_size = options.crop_size
     if options.do_center_crop and not (crop_size and crop_size.height and crop_size.width):
         raise ValueError(f"crop_size ({crop_size}) must give 'height' and 'width', or set do_center_crop=False.")
     if options.do_center_crop:
         check_token_grid(crop_size.height, crop_size.width, options.patch_size)
-    _check_scales(options)
     if options.point_layout not in POINT_LAYOUTS:
         raise ValueError(f"point_layout ({options.point_layout!r}) is unknown. Choose one of {list(POINT_LAYOUTS)}.")
     if options.camera_motion not in CAMERA_MOTION:
@@ -162,12 +194,44 @@ def check_processor_options(options: Any) -> None:
     check_motion_strength(options.motion_mask_strength)
 
 
-def _check_scales(options: Any) -> None:
-    for name, is_used in (("image_std", options.do_normalize), ("rescale_factor", options.do_rescale)):
-        given = getattr(options, name)
-        for value in given if isinstance(given, list | tuple) else [given]:
-            if is_used and (isinstance(value, bool) or not isinstance(value, Real) or not value > 0):
-                raise ValueError(f"{name} ({given!r}) must be above 0: pixels are multiplied or divided by it.")
+def check_pixel_options(options: Any) -> None:
+    """Raise ValueError naming the first option that no pixels can be made with, at construction and in every call."""
+    for name in ("size", "crop_size"):
+        for side, value in dict(getattr(options, name) or {}).items():
+            if value is not None:
+                _check_positive(f"{name}[{side!r}]", value)
+    _check_resample(options.resample)
+    _check_scale("image_mean", options.image_mean, options.do_normalize, is_factor=False)
+    _check_scale("image_std", options.image_std, options.do_normalize)
+    _check_scale("rescale_factor", options.rescale_factor, options.do_rescale, is_list=False)
+    fps = getattr(options, "fps", None)
+    if fps is not None and (not _is_finite(fps) or fps <= 0):
+        raise ValueError(f"fps ({fps!r}) must be a finite number above 0: frames to take of a second.")
+    if getattr(options, "data_format", None) not in (None, ChannelDimension.FIRST, ChannelDimension.FIRST.value):
+        raise ValueError(
+            f"data_format ({options.data_format!r}) cannot be had: pixel_values are (batch, frames, channels, height, "
+            "width). Leave data_format out, and permute them."
+        )
+    if getattr(options, "do_pad", None):
+        raise ValueError(
+            f"do_pad ({options.do_pad!r}) cannot be had: frames are resized and cropped, and none is padded. Leave it "
+            "out; mme_hf.pad_clips joins clips of unequal length."
+        )
+
+
+def _check_scale(name: str, given: Any, is_used: bool | None, *, is_factor: bool = True, is_list: bool = True) -> None:
+    if given is None and not is_used:
+        return
+    values = given if is_list and isinstance(given, list | tuple) else [given]
+    if len(values) not in (1, _NUM_CHANNELS) or not all(map(_is_finite, values)):
+        several = f", or {_NUM_CHANNELS}: one for each channel" if is_list else ""
+        raise ValueError(f"{name} ({given!r}) must be a finite number{several}.")
+    if is_factor and not all(value > 0 for value in values):
+        raise ValueError(f"{name} ({given!r}) must be above 0: pixels are multiplied or divided by it.")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_target_sizes(options: Any) -> None:
@@ -179,7 +243,7 @@ def check_target_sizes(options: Any) -> None:
 def target_config(options: Any) -> SimpleNamespace:
     """Return what a target may ask to know its size (see `TargetConfig`)."""
     names = ("patch_size", "tubelet_size", "trajectory_num_steps")
-    return SimpleNamespace(num_channels=3, **{name: getattr(options, name) for name in names})
+    return SimpleNamespace(num_channels=_NUM_CHANNELS, **{name: getattr(options, name) for name in names})
 
 
 def check_tracker(tracker: Any, tracker_options: Any) -> None:
@@ -197,15 +261,7 @@ def check_tracker(tracker: Any, tracker_options: Any) -> None:
         check_options(f"tracker {tracker!r}", TRACKERS[tracker], tracker_options or {})
 
 
-def check_sizes(size: SizeDict | None, crop_size: SizeDict | None) -> None:
-    """Raise ValueError if a side of `size` or `crop_size` is no whole number of at least 1."""
-    for name, sides in (("size", size), ("crop_size", crop_size)):
-        for side, value in dict(sides or {}).items():
-            if value is not None:
-                _check_positive(f"{name}[{side!r}]", value)
-
-
-def check_resample(resample: Any) -> None:
+def _check_resample(resample: Any) -> None:
     """Raise ValueError if tensors cannot be resized so; None is for transformers to judge."""
     mode = pil_torch_interpolation_mapping.get(resample, resample)
     if resample is not None and getattr(mode, "value", mode) not in _FILTERS:

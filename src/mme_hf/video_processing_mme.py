@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from huggingface_hub.dataclasses import validate_typed_dict
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import Unpack
@@ -27,6 +26,7 @@ from .video_inputs_mme import (
     fitting_window,
     flatten_batch,
     flip_flags,
+    given_masks,
     needed_raw_frames,
     normalize_frames,
     one_per_clip,
@@ -37,10 +37,12 @@ from .video_inputs_mme import (
 )
 from .video_options_mme import (
     MMEVideoProcessorKwargs,
+    check_needs_targets,
     check_option_names,
+    check_option_types,
+    check_options_in_place,
+    check_pixel_options,
     check_processor_options,
-    check_resample,
-    check_sizes,
     check_target_sizes,
     check_tracker,
     is_of_a_file,
@@ -104,13 +106,12 @@ class MMEVideoProcessor(BaseVideoProcessor):
         if not is_of_a_file(kwargs):
             check_tracker(self.tracker, self.tracker_options)
             check_target_sizes(self)
+        check_option_types(self.valid_kwargs, kwargs)
 
     @classmethod
     def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs: Any) -> "MMEVideoProcessor":
-        """Return a processor with saved options, and others in place of some; transformers drops misspelt ones."""
-        check_names(cls.__name__, kwargs, cls.valid_kwargs.__annotations__, misspelt_only=True)
-        if kwargs.get("motion_targets") is not None:
-            build_targets(named_targets(kwargs["motion_targets"]))  # those of a file may be its author's own
+        """Return a processor with saved options, and others in place of some, which are checked as at construction."""
+        check_options_in_place(cls, kwargs, video_processor_dict)
         return super().from_dict(options_of_file(video_processor_dict, cls.__name__), **kwargs)
 
     def raw_window(self, frame_stride: int | None = None) -> int:
@@ -227,6 +228,7 @@ class MMEVideoProcessor(BaseVideoProcessor):
             clips, metadata = self._cut(videos, options, generator, crop_box, flip, bool_masked_pos)
             data = inputs_of(join_raw_clips([[clip] for clip in clips]), options)
         else:
+            check_needs_targets(bool_masked_pos=bool_masked_pos, generator=generator)
             loaded = self._load_all(videos, options, is_raw=False)
             boxes, flips = crop_boxes(crop_box, len(loaded)), flip_flags(flip, len(loaded))
             pixels = [
@@ -298,11 +300,10 @@ class MMEVideoProcessor(BaseVideoProcessor):
         if kwargs.get("motion_targets") is not None:
             kwargs["motion_targets"] = named_targets(kwargs["motion_targets"])
         if set(kwargs) - {"return_tensors"}:  # 0.2 ms for nothing where no option is given anew
-            validate_typed_dict(self.valid_kwargs, kwargs)
+            check_option_types(self.valid_kwargs, kwargs)
         options = {"return_tensors": None, **{name: getattr(self, name, None) for name in names}, **kwargs}
         options = self._standardize_kwargs(**options)
-        check_sizes(options["size"], options["crop_size"])
-        check_resample(options["resample"])
+        check_pixel_options(SimpleNamespace(**options))
         self._validate_preprocess_kwargs(**options)
         return SimpleNamespace(**options)
 
@@ -318,7 +319,7 @@ class MMEVideoProcessor(BaseVideoProcessor):
         self._check_target_options(options)
         loaded = self._load_all(videos, options, is_raw=True)
         boxes, flips = crop_boxes(crop_box, len(loaded)), flip_flags(flip, len(loaded))
-        masks = _given_masks(bool_masked_pos, len(loaded))
+        masks = given_masks(bool_masked_pos, len(loaded))
         geometries = [
             clip_geometry(frames, *cut, options) for (frames, _), *cut in zip(loaded, boxes, flips, strict=True)
         ]
@@ -377,18 +378,6 @@ class MMEVideoProcessor(BaseVideoProcessor):
                 video.frames_indices = (np.arange(len(frames)) if sampler is None else sampler(video)).tolist()
                 frames = take_frames(frames, video.frames_indices)
         return (frames if options.device is None else frames.to(options.device)), video
-
-
-def _given_masks(mask: torch.Tensor | None, num_clips: int) -> list[torch.Tensor | None]:
-    if mask is None:
-        return [None] * num_clips
-    mask = torch.as_tensor(mask)
-    if mask.dtype != torch.bool or mask.ndim not in (1, 2) or (mask.ndim == 2 and len(mask) != num_clips):
-        raise ValueError(
-            f"bool_masked_pos has dtype {mask.dtype} and shape {tuple(mask.shape)}; it must be bool, (tokens,) or "
-            f"({num_clips}, tokens)."
-        )
-    return list(mask) if mask.ndim == 2 else [mask] * num_clips
 
 
 def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:

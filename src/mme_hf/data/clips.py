@@ -288,10 +288,10 @@ class ClipDataset(VideoDataset):
         if self.sampling.moving_crop_speed and self.sampling.is_random and happens(MOVING_CROP_SHARE, generator):
             raw_frames = self._cut_along_a_path(raw_frames, frame_numbers, crop_box, generator)
             crop_box = (0, 0, raw_frames.shape[-1], raw_frames.shape[-2])
-        options = {"crop_box": crop_box, "flip": flip, "generator": generator}
+        options = {"crop_box": crop_box, "flip": flip}
         if not self.return_targets:
             return self.processor(raw_frames, do_sample_frames=False, return_tensors="pt", **options)
-        options["video_metadata"] = {"frames_indices": frame_numbers}
+        options |= {"generator": generator, "video_metadata": {"frames_indices": frame_numbers}}
         if tracker is not None:
             options["tracker"] = tracker
         if self.sends_raw_clips:
@@ -379,6 +379,6 @@ def grey_frame(processor: MMEVideoProcessor) -> torch.Tensor:
 
 
 def _empty_inputs(processor: MMEVideoProcessor, return_targets: bool) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0) if return_targets else None
     inputs = processor(grey_frame(processor), return_targets=return_targets, generator=generator, return_tensors="pt")
     return {name: tensor[:0].clone() for name, tensor in inputs.items()}
