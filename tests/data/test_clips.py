@@ -104,6 +104,14 @@ def test_labels_are_those_of_the_whole_window_though_parts_of_it_are_not_read(tm
         assert torch.equal(inputs[name], expected[name]), name
 
 
+def test_a_video_whose_frames_change_size_is_a_bad_one(tmp_path, processor):
+    parts = [write_video(tmp_path / "part.ts", moving_texture(12, *size)).read_bytes() for size in ((32, 32), (48, 64))]
+    (tmp_path / "part.ts").write_bytes(b"".join(parts))
+    dataset = dataset_of(tmp_path, processor, samples_per_video=3, is_random=False)  # at both ends and in the middle
+    result = dataset[request(0)]
+    assert result.bad_video.cause.startswith("its frames change size from 32x32 to 64x48") and not result.samples
+
+
 def test_a_moving_crop_makes_the_same_motion_at_all_points_of_a_still_video(tmp_path, processor):
     still = moving_texture(1, 96, 96).repeat(12, axis=0)
     write_video(tmp_path / "still.mp4", still)

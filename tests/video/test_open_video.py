@@ -205,6 +205,20 @@ def test_a_file_damaged_in_the_middle_fails_only_where_it_is_read(tmp_path):
     assert error.value.source == str(path)
 
 
+@pytest.mark.parametrize("backend", ["auto", "pyav"])
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264", "mpeg2video"])
+def test_frames_that_change_size_are_a_read_error_with_both_sizes(tmp_path, backend, codec):
+    parts = [write_video(tmp_path / f"{size}.ts", codec, num_frames=12, size=size) for size in ((32, 32), (48, 64))]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with open_video(joined, backend) as reader:
+        assert reader.frames_at([0, 5]).shape == (2, 3, 32, 32)
+        for indices in (range(reader.num_frames), [0, 16], [16]):  # the last: of another size than those read before
+            with pytest.raises(VideoReadError, match=r"its frames change size from 32x32 to 64x48 by frame 1\d\."):
+                reader.frames_at(indices)
+        assert reader.frames_at([0]).shape == (1, 3, 32, 32)
+
+
 def test_the_error_survives_pickling():
     error = VideoReadError("a.mp4", "it is empty (0 bytes).")
     copy = pickle.loads(pickle.dumps(error))

@@ -48,3 +48,13 @@ def test_a_stream_that_breaks_off_ends_there_with_a_warning(tmp_path, caplog):
 def test_a_pipe_that_cannot_be_read_is_told_what_mp4_files_need():
     with pytest.raises(VideoReadError, match="piped mp4 must have its index at its beginning"):
         next(stream_frames(io.BytesIO(b"no video"), "a pipe"))
+
+
+def test_a_stream_whose_frames_change_size_is_a_read_error_that_names_the_frame(tmp_path):
+    pipe = io.BytesIO()
+    for height, width in ((32, 32), (48, 64)):
+        frames = np.random.default_rng(0).integers(0, 255, (12, height, width, 3), dtype=np.uint8)
+        pipe.write(write_video(tmp_path / "part.ts", frames).read_bytes())
+    pipe.seek(0)
+    with pytest.raises(VideoReadError, match="a pipe: its frames change size from 32x32 to 64x48 by frame 12"):
+        list(stream_frames(pipe, "a pipe"))

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from .errors import VideoReadError
+from .errors import FrameSizeError, VideoReadError
 from .sampling import evenly_spaced_starts, random_start, window_indices
 from .sources import VideoSource, check_source, describe_source, rewind
 
@@ -52,7 +52,7 @@ class VideoReader(Protocol):
             IndexError: If an index is outside [0, num_frames).
             TypeError: If an index is no whole number.
             ValueError: If the reader is closed.
-            VideoReadError: If a frame cannot be decoded.
+            VideoReadError: If a frame cannot be decoded, or they are not all of one size.
         """
 
     def close(self) -> None:
@@ -126,6 +126,8 @@ class AutoReader:
         while True:
             try:
                 return self._reader.frames_at(indices)
+            except FrameSizeError:  # decord would stretch the others to the size of the first
+                raise
             except VideoReadError as error:
                 self._reader.close()
                 self._reader = self._open_next(error)

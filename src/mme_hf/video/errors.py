@@ -1,4 +1,4 @@
-"""The one error that every reader raises for a video it cannot read."""
+"""The error that every reader raises for a video it cannot read."""
 
 
 class VideoReadError(RuntimeError):
@@ -20,3 +20,7 @@ class VideoReadError(RuntimeError):
         if self.cause is None:
             return self.source
         return f"Cannot read video {self.source}: {self.cause}"
+
+
+class FrameSizeError(VideoReadError):
+    """The frames of a video are not all of one size, which no backend can mend."""

@@ -10,7 +10,15 @@ import torch
 
 from .errors import VideoReadError
 from .pyav_index import MIN_SHARE_OF_HEADER, NOT_VIDEO_FORMATS, build_index
-from .sources import VideoSource, as_ffmpeg_input, check_indices, check_open, describe_source, source_size
+from .sources import (
+    VideoSource,
+    as_ffmpeg_input,
+    check_frame_size,
+    check_indices,
+    check_open,
+    describe_source,
+    source_size,
+)
 
 # No codec shows a picture later than this many pictures after it was decoded.
 _MAX_REORDER = 16
@@ -47,6 +55,7 @@ class PyAVReader:
         self._name = describe_source(source)
         self._num_threads = num_threads
         self._container = None
+        self._frame_size: tuple[int, int] | None = None  # of the first frame read
         try:
             self._open()
             self._index = build_index(self._container, self._stream, size_bytes=source_size(source))
@@ -136,6 +145,9 @@ class PyAVReader:
         frames = None
         missing = set(wanted)
         for index, frame in self._decode(wanted):
+            size = (frame.width, frame.height)
+            self._frame_size = self._frame_size or size
+            check_frame_size(size, self._frame_size, index, self._name)
             picture = self._convert(frame)
             if frames is None:
                 frames = np.empty((num_rows, *picture.shape), dtype=np.uint8)
@@ -153,7 +165,8 @@ class PyAVReader:
 
     def _convert(self, frame) -> np.ndarray:
         """Return the frame upright in RGB, uint8, shape (H, W, 3)."""
-        width, height = self._context.width, self._context.height
+        # Its own size: the decoder's may already be that of a later frame.
+        width, height = frame.width, frame.height
         rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1)
         plane = rgb.planes[0]
         lines = np.frombuffer(plane, dtype=np.uint8).reshape(height, plane.line_size)

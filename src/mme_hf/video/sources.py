@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import VideoReadError
+from .errors import FrameSizeError, VideoReadError
 
 VideoSource = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
 
@@ -133,6 +133,13 @@ def check_indices(indices: Sequence[int], num_frames: int, source: str) -> list[
         if not 0 <= index < num_frames:
             raise IndexError(f"frame index ({index}) is outside [0, {num_frames}), the frames of {source}.")
     return indices
+
+
+def check_frame_size(size: tuple[int, int], first: tuple[int, int], index: int, source: str) -> None:
+    """Raise FrameSizeError if a frame's (width, height) is not that of the first one read."""
+    if size != first:
+        was, now = (f"{width}x{height}" for width, height in (first, size))
+        raise FrameSizeError(source, f"its frames change size from {was} to {now} by frame {index}.")
 
 
 def _as_index(index: object) -> int:
