@@ -37,6 +37,13 @@ def test_a_run_of_nothing_but_bad_videos_stops_at_any_limit(tmp_path):
         log.record([bad("b")], num_seen=2)
 
 
+@pytest.mark.parametrize("max_bad_fraction", [0.05, 1.0])
+def test_a_run_that_stops_names_one_bad_video_and_does_not_call_it_the_last(tmp_path, max_bad_fraction):
+    log = BadVideoLog(tmp_path / "bad.jsonl", num_records=2, max_bad_fraction=max_bad_fraction)
+    with pytest.raises(TooManyBadVideosError, match=r"One of them is a: it is broken\. All"):
+        log.record([bad("a"), bad("b")], num_seen=2)
+
+
 def test_a_stream_is_judged_by_what_was_seen(tmp_path):
     log = BadVideoLog(tmp_path / "bad.jsonl", num_records=None, max_bad_fraction=0.01)
     log.record([bad("a")], num_seen=1)  # as if 100 had been seen

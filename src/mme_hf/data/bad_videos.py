@@ -158,13 +158,13 @@ class BadVideoLog:
         num_records = self.num_records or max(num_seen, MIN_STREAM_RECORDS)
         if self.num_bad >= num_records:
             raise TooManyBadVideosError(
-                f"All of {num_records} videos are bad: there is nothing to train on. The last one is {first}. All are "
+                f"All of {num_records} videos are bad: there is nothing to train on. One of them is {first}. All are "
                 f"listed in {self.path}."
             )
         if self.num_bad > self.max_bad_fraction * num_records:
             raise TooManyBadVideosError(
                 f"{self.num_bad} of {num_records} videos are bad, more than max_bad_fraction "
-                f"({self.max_bad_fraction:.0%}) allows. The last one is {first}. All are listed in {self.path}. "
+                f"({self.max_bad_fraction:.0%}) allows. One of them is {first}. All are listed in {self.path}. "
                 "Mend or remove them, or raise --max_bad_fraction."
             )
 
