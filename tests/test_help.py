@@ -1,6 +1,7 @@
 """`--help` of every script explains every flag."""
 
 import argparse
+import importlib
 import sys
 from unittest import mock
 
@@ -60,3 +61,11 @@ def test_every_flag_is_explained(target):
         module.main()
     (parser,) = parsers
     assert len(parser._actions) > 1 and unexplained(parser) == []
+
+
+@pytest.mark.parametrize("command", ["mme_hf.data.prepare", "mme_hf.model_card", "mme_hf.motion.report"])
+def test_the_help_of_a_command_of_the_package_shows_how_it_is_run(command, capsys):
+    module = importlib.import_module(command)
+    with mock.patch.object(sys, "argv", [module.__file__, "--help"]), pytest.raises(SystemExit):
+        module.main()
+    assert capsys.readouterr().out.startswith(f"usage: python -m {command} [")

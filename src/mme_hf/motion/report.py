@@ -313,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; a mistake in the arguments ends it with one line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        args = parse_arguments(ReportArguments, argv)
+        args = parse_arguments(ReportArguments, argv, prog="python -m mme_hf.motion.report")
         check_output_dir(args.output_dir)
         _, processor = build_model_and_processor(args)
         records, _, held_out_fraction = load_records(args)

@@ -66,6 +66,7 @@ def parse_arguments(
     *,
     sample_recipe: Path | None = None,
     positional: str | None = None,
+    prog: str | None = None,
 ) -> T:
     """Return the arguments of a command line, on top of the recipe that its `--config` names.
 
@@ -74,6 +75,7 @@ def parse_arguments(
         argv: Command line without the program; by default this process' own.
         sample_recipe: The recipe where neither a recipe nor any data is named.
         positional: Field, a list, that words without a flag are added to; None takes no such words.
+        prog: The command, for its help; None for the name of the script.
 
     Raises:
         ValueError: If the recipe is missing or none, a name is no flag, or a value is out of range.
@@ -83,7 +85,8 @@ def parse_arguments(
     argv = list(sys.argv[1:] if argv is None else argv)
     named = f"{positional.upper()} ... " if positional else ""
     usage = f"%(prog)s {named}[--config FILE.yaml] [--flag value ...]"  # argparse's own names every flag: 60 lines
-    parser = HfArgumentParser(arguments_class, allow_abbrev=False, formatter_class=_HelpFormatter, usage=usage)
+    options = {"prog": prog, "usage": usage, "formatter_class": _HelpFormatter}
+    parser = HfArgumentParser(arguments_class, allow_abbrev=False, **options)
     parser.error = _refuse  # argparse's own prints the usage first
     given, unknown = parser.parse_known_args(argv)
     if positional:
