@@ -22,8 +22,9 @@ from mme_hf.drawing import save_animation
 from mme_hf.motion import TRACKERS, build_ready_tracker
 from mme_hf.motion.camera_motion import remove_camera_motion
 from mme_hf.motion.report import ClipObserver, health_of
+from mme_hf.training.model_names import check_model_name
 from mme_hf.training.parsing import mapping_of
-from mme_hf.training.setup import check_model_name, check_output_dir
+from mme_hf.training.setup import check_output_dir
 from mme_hf.visualization import clip_animation, clip_sheet, draw_motion_prediction
 
 # The GIF is for a web page: fewer frames and pixels than the mp4.

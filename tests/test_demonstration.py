@@ -199,7 +199,7 @@ def test_models_that_cannot_do_it_are_refused(pretrained, classifier, tmp_path):
         Demonstration(str(classifier))
     with pytest.raises(ValueError, match="is no trained classifier"):
         Demonstration(classifier=str(pretrained))
-    with pytest.raises(ValueError, match=r"pretraining_model .* is no folder"):
+    with pytest.raises(ValueError, match=r"pretraining_model .* there is no such folder"):
         Demonstration(str(tmp_path / "none"))
 
 

@@ -27,8 +27,8 @@ from .motion import build_ready_tracker
 from .motion.measures import ObservedClip
 from .training.classifiers import load_classifier
 from .training.labelled_data import label_names_of
+from .training.model_names import NOT_LOADED
 from .training.prediction import scores_of
-from .training.setup import NOT_LOADED
 from .training.trained_models import load_trained
 from .video import VideoReader, open_video
 from .video_processing_mme import MMEVideoProcessor

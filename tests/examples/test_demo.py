@@ -125,7 +125,7 @@ def test_what_cannot_be_shown_is_a_message(demo, bad_videos, tmp_path):
 
 
 def test_mistakes_in_the_flags_end_with_one_line(demo, tmp_path):
-    with pytest.raises(SystemExit, match=r"demo.py: error: pretraining_model .* is no folder") as stop:
+    with pytest.raises(SystemExit, match=r"demo.py: error: pretraining_model .* there is no such folder") as stop:
         demo.main(["--pretraining_model", str(tmp_path / "none")])
     assert "\n" not in stop.value.code
 

@@ -86,7 +86,7 @@ def test_a_start_that_is_no_number_is_refused_in_one_line(tmp_path):
 @pytest.mark.parametrize(
     "flag, name, words",
     [
-        ("--checkpoint", "none", "is no folder, and no name on the Hub"),
+        ("--checkpoint", "none", "there is no such folder"),
         ("--checkpoint", "", "has no config.json"),
         ("--output_dir", "file", "file is a file. Name a folder."),
     ],

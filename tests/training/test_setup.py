@@ -150,7 +150,7 @@ def test_weights_that_predict_something_else_are_refused(tmp_path):
     (tmp_path / "checkpoint-1" / "trainer_state.json").write_text("{}")
     with pytest.raises(ValueError, match=r"checkpoint-1'\) is a checkpoint to go on from. .*--resume_from_checkpoint"):
         build_model_and_processor(arguments(model_name_or_path=str(tmp_path / "checkpoint-1"), model_options=None))
-    with pytest.raises(ValueError, match=r"model_name_or_path \('.*no/folder'\) is no folder, and no name on the Hub"):
+    with pytest.raises(ValueError, match=r"model_name_or_path \('.*no/folder'\): there is no such folder"):
         build_model_and_processor(arguments(model_name_or_path=str(tmp_path / "no" / "folder"), model_options=None))
 
 

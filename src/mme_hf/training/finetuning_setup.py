@@ -21,8 +21,9 @@ from ..video_processing_mme import MMEVideoProcessor
 from ..wording import counted
 from .labelled_data import check_every_video_is_labelled, label_mappings, new_processor, processor_of
 from .mixing import MixedInputs
+from .model_names import NOT_LOADED, check_model_name
 from .progress import announce_run
-from .setup import NOT_LOADED, check_model_name, input_size, load_training_records, load_validation_records
+from .setup import input_size, load_training_records, load_validation_records
 
 if TYPE_CHECKING:
     from .finetuning_arguments import FinetuningArguments

@@ -26,8 +26,9 @@ from ..tokens_mme import mean_of_tokens
 from ..video_processing_mme import MMEVideoProcessor
 from .feature_cache import FeatureTable
 from .labelled_data import processor_of
+from .model_names import NOT_LOADED, check_model_name
 from .parsing import flag
-from .setup import NOT_LOADED, check_model_name, num_decoding_workers
+from .setup import num_decoding_workers
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 
 from ..clip_tracks_mme import tracker_of
 from ..configuration_mme import MMEConfig
@@ -31,16 +29,13 @@ from ..names_mme import check_names
 from ..presets import preset_config
 from ..video import VideoReadError
 from ..video_processing_mme import MMEVideoProcessor
-from .checkpointing import STATE_FILE
+from .model_names import NOT_LOADED, check_model_name
 from .target_flags import check_teachers_are_public, processor_options, set_target_weights
 
 if TYPE_CHECKING:
     from .arguments import PretrainingArguments
 
 SAMPLE_HELD_OUT_FRACTION = 0.2
-# What `from_pretrained` raises where files are missing or damaged.
-NOT_LOADED = (OSError, SafetensorError)
-MODEL_TYPES = (MMEConfig.model_type, "videomae")
 _PROCESSOR_FLAGS = ("frame_stride", "trajectory_num_steps", "mask_type", "mask_ratio", "tracker", "camera_motion")
 _MODEL = ("preset", "model_options")
 _KEPT_BY_OPTIMIZER = ("optimizer", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2")
@@ -66,35 +61,6 @@ def check_output_dir(output_dir: str | Path) -> None:
         raise ValueError(f"output_dir ({str(output_dir)!r}) cannot be made: {existing} is {what}. Name a folder.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"output_dir ({str(output_dir)!r}) may not be written to. Name another folder.")
-
-
-def check_model_name(flag: str, name: str) -> None:
-    """Raise ValueError for a name that is neither a folder with a model nor can be one on the Hub."""
-    folder = Path(name)
-    if not folder.is_dir():
-        if folder.is_absolute() or name.startswith(".") or len(folder.parts) > 2:
-            raise ValueError(f"{flag} ({name!r}) is no folder, and no name on the Hub: these are 'user/name'.")
-    elif (folder / STATE_FILE).is_file():
-        raise ValueError(
-            f"{flag} ({name!r}) is a checkpoint to go on from. Give it to --resume_from_checkpoint, or name the folder "
-            "of a finished run."
-        )
-    elif not (folder / "config.json").is_file():
-        raise ValueError(f"{flag} ({name!r}) has no config.json: name the folder that a run saved its model in.")
-    else:
-        _check_model_type(flag, folder / "config.json")
-
-
-def _check_model_type(flag: str, config_file: Path) -> None:
-    try:
-        model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
-    except (AttributeError, OSError, ValueError) as error:
-        raise ValueError(f"{flag}: {config_file} cannot be read: {error}") from error
-    if model_type not in MODEL_TYPES:
-        raise ValueError(
-            f"{flag} ({str(config_file.parent)!r}) is a model of type {model_type!r}, which has no such weights. Name "
-            f"one of type {' or '.join(MODEL_TYPES)}."
-        )
 
 
 def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTraining, MMEVideoProcessor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..modeling_mme import MMEPreTrainedModel
-from .setup import NOT_LOADED, check_model_name
+from .model_names import NOT_LOADED, check_model_name
 
 
 def load_trained(
