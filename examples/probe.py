@@ -60,8 +60,8 @@ class Probing:
         set_up_logging(is_main_process=self.accelerator.is_main_process)
         use_all_cores()
         self.train = load_training_records(args)
-        self.train.check_classes()
-        test = load_validation_records(args)
+        self.train.check_classes(at_least=2)
+        test = load_validation_records(args, self.train)
         if test is None:
             raise ValueError("No videos to test by are named. Give --validation_dir, _manifest or _split.")
         self.test = test.relabelled(self.train.label_names)

@@ -101,6 +101,20 @@ def test_a_mistake_is_one_line(video_folder, tmp_path, flags, message):
     assert not (tmp_path / "probe").exists()
 
 
+@pytest.mark.parametrize("num_videos", [1, 3])
+def test_one_class_or_one_video_is_refused_before_features_are_computed(video_folder, tmp_path, num_videos):
+    videos = sorted((video_folder / "left").glob("*.mp4"))[:num_videos]
+    features = Features({"video": Video(), "label": ClassLabel(names=["left", "right"])})
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    columns = {"video": list(map(str, videos)), "label": [0] * num_videos}  # another class has a name, but no video
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "set" / "data" / "train-0.parquet")
+    (tmp_path / "list.csv").write_text("\n".join(f"{video},left" for video in videos))
+    for source in ({"dataset_name": tmp_path / "set"}, {"train_manifest": tmp_path / "list.csv"}):
+        flags = {**FLAGS, **source, "validation_dir": video_folder, "output_dir": tmp_path / "probe"}
+        stop_of_script("probe", r"^probe\.py: error: .* has one class, 'left': there is nothing to tell apart", **flags)
+    assert not (tmp_path / "probe").exists()
+
+
 @pytest.mark.parametrize("unknown", [None, -1])
 def test_a_video_without_a_label_is_one_line(video_folder, held_out_videos, tmp_path, unknown):
     videos = sorted(map(str, video_folder.rglob("*.mp4")))

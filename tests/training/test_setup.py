@@ -1,6 +1,7 @@
 """From arguments to a run's parts, and the mistakes that must show before any work."""
 
 import json
+from dataclasses import replace
 
 import cv2
 import pytest
@@ -11,6 +12,7 @@ from teachers import save_teacher
 from mme_hf import MMEForPreTraining
 from mme_hf.motion_targets_mme import MOTION_TARGETS, PixelsTarget
 from mme_hf.training import PretrainingArguments
+from mme_hf.training.finetuning_setup import load_labelled_records
 from mme_hf.training.parsing import parse_arguments
 from mme_hf.training.setup import (
     build_model_and_processor,
@@ -231,6 +233,19 @@ def test_held_out_clips_come_from_where_they_are_asked_for(video_folder):
     assert (held_out.num_records, fraction) == (3, 0.0)
     samples, held_out, fraction = load_records(arguments())
     assert (samples.num_records, held_out, fraction) == (4, samples, 0.2)
+
+
+@pytest.mark.parametrize("load", [load_records, load_labelled_records])
+def test_videos_that_are_trained_on_and_judged_by_are_said_in_one_line(video_folder, caplog, load):
+    args = arguments(train_dir=str(video_folder))
+    load(args)
+    load(replace(args, held_out_fraction=0.3))  # of the same videos, but of frames that training never touches
+    assert not caplog.records
+    load(replace(args, validation_dir=str(video_folder)))
+    (record,) = caplog.records
+    names = [str(video_folder / name) for name in ("left/clip_0.mp4", "left/clip_2.mp4", "left/clip_4.mp4")]
+    said = f"WARNING: 6 of 6 validation videos are also trained on: {', '.join(names)} and 3 more"
+    assert record.getMessage() == said
 
 
 def test_a_missing_file_is_reported_once_though_videos_are_held_out_of_too(video_folder, tmp_path):

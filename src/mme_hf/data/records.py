@@ -55,8 +55,8 @@ class VideoRecords:
         """Return the same videos as a stream."""
         return replace(self, dataset=self.dataset.to_iterable_dataset(), num_records=None)
 
-    def check_classes(self) -> None:
-        """Raise ValueError if the videos have no classes."""
+    def check_classes(self, *, at_least: int = 1) -> None:
+        """Raise ValueError if the videos have no classes, or are of fewer than `at_least`."""
         if self.columns and not self.label_names:
             raise ValueError(
                 f"{self.name} has no label column: its header names {', '.join(self.columns)}. Call the column of "
@@ -66,6 +66,13 @@ class VideoRecords:
             raise ValueError(
                 f"{self.name} has no labels. Give class folders (--train_dir) with no video beside them, a manifest of "
                 "'path label' lines (--train_manifest), or a data set with a ClassLabel column 'label'."
+            )
+        numbers = {*range(len(self.label_names))} if self.num_records is None else {*self.dataset["label"]}
+        present = [name for number, name in enumerate(self.label_names) if number in numbers]
+        if present and len(numbers) < at_least:
+            raise ValueError(
+                f"{self.name} has one class, {present[0]!r}: there is nothing to tell apart. Give videos of {at_least} "
+                "classes or more."
             )
 
     def relabelled(self, label_names: Sequence[str]) -> VideoRecords:

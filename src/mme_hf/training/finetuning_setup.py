@@ -72,13 +72,11 @@ def load_labelled_records(args: FinetuningArguments) -> tuple[VideoRecords, Vide
             there is none of to train on.
     """
     train = load_training_records(args)
-    train.check_classes()
-    if len(train.label_names) < 2:
-        raise ValueError(f"{train.name} has one class, {train.label_names[0]!r}: there is nothing to tell apart.")
+    train.check_classes(at_least=2)
     known = known_label_names(args.model_name_or_path)
     if set(known) == set(train.label_names):
         train = train.relabelled(known)
-    validation = load_validation_records(args)
+    validation = load_validation_records(args, train)
     if validation is not None:
         validation = validation.relabelled(train.label_names)
     for records in filter(None, (train, validation)):

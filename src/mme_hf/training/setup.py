@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -22,6 +23,8 @@ from ..data import (
     load_manifest_records,
     load_sample_records,
 )
+from ..data.bad_videos import printable
+from ..data.shared_videos import shared_videos
 from ..data.undecoded import openable
 from ..modeling_mme import MMEForPreTraining
 from ..motion import MotionParameters, build_ready_tracker, build_tracker
@@ -35,7 +38,10 @@ from .target_flags import check_teachers_are_public, processor_options, set_targ
 if TYPE_CHECKING:
     from .arguments import PretrainingArguments
 
+logger = logging.getLogger(__name__)
+
 SAMPLE_HELD_OUT_FRACTION = 0.2
+MAX_SHARED_VIDEOS_NAMED = 3
 _PROCESSOR_FLAGS = ("frame_stride", "trajectory_num_steps", "mask_type", "mask_ratio", "tracker", "camera_motion")
 _MODEL = ("preset", "model_options")
 _KEPT_BY_OPTIMIZER = ("optimizer", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2")
@@ -197,7 +203,7 @@ def load_records(args: PretrainingArguments) -> tuple[VideoRecords, VideoRecords
     """
     train = load_training_records(args)
     if args.has_validation_data:
-        return train, load_validation_records(args), 0.0
+        return train, load_validation_records(args, train), 0.0
     fraction = args.held_out_fraction
     if fraction is None:
         fraction = 0.0 if args.has_own_data else SAMPLE_HELD_OUT_FRACTION
@@ -217,8 +223,26 @@ def load_training_records(args: Any) -> VideoRecords:
     return load_sample_records()
 
 
-def load_validation_records(args: Any) -> VideoRecords | None:
-    """Return the videos that `validation_split`, `validation_dir` or `validation_manifest` names; None without any."""
+def load_validation_records(args: Any, train: VideoRecords | None = None) -> VideoRecords | None:
+    """Return the videos that `validation_split`, `validation_dir` or `validation_manifest` names; None without any.
+
+    If `train`, the training videos, are given, those that are among both are said.
+    """
+    validation = _load_validation_records(args)
+    shared = shared_videos(train, validation) if train and validation else []
+    if shared:
+        more = len(shared) - MAX_SHARED_VIDEOS_NAMED
+        logger.warning(
+            "WARNING: %d of %d validation videos are also trained on: %s%s",
+            len(shared),
+            validation.num_records,
+            ", ".join(map(printable, shared[:MAX_SHARED_VIDEOS_NAMED])),
+            f" and {more} more" if more > 0 else "",
+        )
+    return validation
+
+
+def _load_validation_records(args: Any) -> VideoRecords | None:
     if args.validation_split:
         options = {"config_name": args.dataset_config_name, "streaming": args.streaming}
         return load_dataset_records(args.dataset_name, split=args.validation_split, **options)
