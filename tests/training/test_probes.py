@@ -1,11 +1,13 @@
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
 from mme_hf import MMEConfig
+from mme_hf.training import probes
 from mme_hf.training.labelled_features import LabelledFeatures, draw_shots, split_by_class
 from mme_hf.training.probes import (
     PROBES,
@@ -78,6 +80,59 @@ def test_test_videos_decide_nothing(name):
     results = [run_probe(name, train, test, CONFIG, seed=3, protocol=protocol) for test in (first, second, first)]
     assert results[0].chosen == results[1].chosen and results[0].validation_top1 == results[1].validation_top1
     assert results[0] == results[2]  # a seed says all
+
+
+def test_test_videos_are_judged_by_all_training_clips_their_own_clips_together_and_the_training_scale():
+    # Classes overlap, and the test features lie 10 off: by fewer clips or another scale many would be judged otherwise.
+    train, test = (features(n, seed=seed, distance=0.5) for n, seed in ((40, 0), (200, 1)))
+    test = LabelledFeatures(3 * test.values + 10, test.labels)
+    result = run_probe("knn", train, test, CONFIG, seed=0, protocol=replace(SHORT, num_neighbours=(3,)))
+    mean, deviation = train.values.mean((0, 1)), train.values.std((0, 1), unbiased=False)
+    bank, queries = ((data.values.flatten(0, 1) - mean) / deviation for data in (train, test))
+    options = {"num_classes": 2, "num_neighbours": [3], "temperature": SHORT.temperature}
+    (shares,) = knn_chances(bank, train.labels.repeat_interleave(2), queries, **options)
+    of_video = (shares[0::2] + shares[1::2]) / 2
+    assert result.test_is_right == tuple((of_video.argmax(1) == test.labels).tolist())
+
+
+@pytest.mark.parametrize("shots", [None, 4])
+@pytest.mark.parametrize("name", ["linear", "attentive"])
+def test_heads_are_fitted_to_other_groups_than_they_are_chosen_by_and_then_to_all_videos(name, shots, monkeypatch):
+    # Every feature of a video is its number; groups of two are of one class, the first four of class 1.
+    numbers = torch.arange(20.0).reshape(20, *[1] * (2 + len(tokens_of(name)))).expand(20, 2, *tokens_of(name), 8)
+    groups = torch.arange(20) // 2
+    train = LabelledFeatures(numbers, (groups < 4).long(), groups)
+    seen = []
+
+    def noting(heads, train, *others):
+        seen.append(train.values.flatten(1)[:, 0].int().tolist())
+        return train_heads(heads, train, *others)
+
+    monkeypatch.setattr(probes, "train_heads", noting)
+    protocol = replace(SHORT, **{name: replace(HEADS, min_updates=1)})
+    for seed in range(4):
+        seen.clear()
+        result = run_probe(name, train, train, CONFIG, seed=seed, shots=shots, protocol=protocol)
+        fitted, all_videos = map(set, seen)
+        assert fitted < all_videos and len(all_videos) == result.num_train_videos == (20 if shots is None else 8)
+        assert not {number // 2 for number in fitted} & {number // 2 for number in all_videos - fitted}
+
+
+def test_neighbours_are_counted_by_videos_that_do_not_choose():
+    # Labels say nothing, so only a video that is its own neighbour is always right.
+    train = features(40, seed=0, distance=0.0)
+    result = run_probe("knn", train, train, CONFIG, seed=0, protocol=replace(SHORT, num_neighbours=(1,)))
+    assert result.test_top1 == 1.0 and result.validation_top1 < 1.0
+
+
+def test_videos_that_are_the_same_are_judged_the_same():
+    # With the dropout of training, and tokens at the training mean that say nothing, each would be a draw of its own.
+    config = MMEConfig(**{**CONFIG.to_dict(), "hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5})
+    train = features(40, seed=0, tokens=(3,), distance=1.0)
+    mean = train.values.mean((0, 1, 2))
+    test = LabelledFeatures(mean.expand(64, 1, 3, 8), torch.zeros(64, dtype=torch.int64))
+    protocol = replace(SHORT, attentive=replace(HEADS, min_updates=15))
+    assert len(set(run_probe("attentive", train, test, config, seed=0, protocol=protocol).test_is_right)) == 1
 
 
 def test_few_shots_are_of_each_class_alike_and_a_seed_s():
@@ -162,6 +217,19 @@ def test_heads_side_by_side_are_what_each_would_be_alone():
 
     for together, alone in zip(trained([0, 1]), [*trained([0]), *trained([1])], strict=True):
         torch.testing.assert_close(together, alone)
+
+
+def test_the_learning_rate_rises_before_it_falls():
+    data = features(8, seed=0)
+    head, weights = nn.Linear(8, 2), []
+    head.register_forward_hook(lambda *_: weights.append(head.weight.detach().clone()))
+    protocol = replace(HEADS, min_updates=6, batch_size=16, warmup_fraction=0.5)
+    candidates = [{"learning_rate": 1e-3, "weight_decay": 0.0}]
+    train_heads([head], data, Standardisation.of(data.values), candidates, protocol, torch.Generator())
+    # All clips are in each batch and the rate is small, so that Adam's step is the rate: 0, 1/3 and 2/3 of it, then the
+    # half cosine from 1 at the fourth of six updates.
+    steps = [(after - before).abs().mean().item() for before, after in pairwise(weights)]
+    assert steps == pytest.approx([0.0, 1e-3 / 3, 2e-3 / 3, 1e-3, 0.75e-3], rel=0.05)
 
 
 def test_more_clips_of_a_video_make_no_longer_training():
