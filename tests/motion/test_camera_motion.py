@@ -309,6 +309,63 @@ def test_background_that_a_flow_drags_along_is_put_back_and_what_frames_cannot_t
     assert torch.equal(moves, on_plain)
 
 
+def panned(places, seed=0):
+    """Return frames (T, 3, H, W) of a texture that lies at `places`, and a flow that drags a square of it, (T - 1)."""
+    views = [moving_texture(2, HEIGHT, WIDTH, velocity=place, seed=seed)[1] for place in places]
+    frames = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).contiguous()
+    flow = torch.cat([flow_of(homography(pan=np.subtract(*pair))) for pair in zip(places[1:], places, strict=False)])
+    flow[..., 40:72, 60:92] += torch.tensor(OWN)[:, None, None]
+    return frames, flow
+
+
+# A pan that changes from pair to pair, and one over another texture.
+PLACES = [((0.0, 0.0), (3.0, 0.0), (1.0, 2.0)), ((0.0, 0.0), (-2.0, -3.0), (2.0, -1.0))]
+
+
+def test_with_frames_pairs_of_a_batch_are_compared_with_their_own_frames():
+    scenes = [panned(places, seed) for seed, places in enumerate(PLACES)]
+    frames, flow = (torch.stack(parts) for parts in zip(*scenes, strict=True))
+    together = compensate_camera_motion(flow, frames)
+    for clip in range(2):
+        for pair in range(2):
+            alone = compensate_camera_motion(flow[clip, pair][None], frames[clip, pair : pair + 2])[0]
+            assert torch.equal(together[clip, pair] == 0, alone == 0)
+            assert (alone[..., 40:72, 60:92] == 0).all()  # put back to the camera's motion
+
+
+def tracks_of(flow, num_steps=1):
+    """Return tracks of one step of the grid from each pair of frames, or of several steps from the first."""
+    points = grid_points(HEIGHT, WIDTH)
+    x, y = points.long().T
+    steps = flow[..., y, x].movedim(-2, -1).unflatten(-3, (-1, num_steps))  # (..., S, L, P, 2)
+    positions = torch.cat([points.expand_as(steps[..., :1, :, :]), points + steps.cumsum(-3)], dim=-3)
+    return Trajectories(positions, torch.ones(positions.shape[:-1], dtype=torch.bool), (HEIGHT, WIDTH))
+
+
+def test_with_frames_starts_of_a_batch_are_compared_with_their_own_frames():
+    scenes = [panned(places, seed) for seed, places in enumerate(PLACES)]
+    frames, flow = (torch.stack(parts) for parts in zip(*scenes, strict=True))
+    frames[:, 0, :, :, 110:] = 90  # plain in the first frame alone: there nothing is known of its points
+    together = remove_camera_motion(tracks_of(flow), frames, (0, 1))
+    assert together.camera_motion_found.all()
+    for clip in range(2):
+        for start in range(2):
+            own_frames = frames[clip, start : start + 2]
+            alone = remove_camera_motion(tracks_of(flow[clip, start][None]), own_frames, (0,))
+            torch.testing.assert_close(together.points_xy[clip, start], alone.points_xy[0], atol=1e-3, rtol=0)
+
+
+def test_with_frames_too_what_has_no_camera_stays_as_it_is():
+    # Nothing moves in the frames, which would explain every point better than a motion at random.
+    frames = torch.from_numpy(moving_texture(1, HEIGHT, WIDTH)).permute(0, 3, 1, 2).expand(3, -1, -1, -1).contiguous()
+    flow = torch.cat([flow_of(homography(pan=(3.0, 0.0))), random_flow()])
+    assert torch.equal(compensate_camera_motion(flow, frames)[1], flow[1])
+    tracks = tracks_of(flow, num_steps=2)
+    left = remove_camera_motion(tracks, frames, (0,))
+    assert left.camera_motion_found.tolist() == [[True, False]]
+    assert torch.allclose(left.points_xy, tracks.points_xy, atol=1e-4)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_an_object_that_leaves_the_frame_keeps_its_own_motion(side):
     # What the flow says of it lies outside, where frames show nothing that could be compared.
@@ -362,11 +419,13 @@ def test_a_start_with_a_step_without_a_camera_stays_as_it_is():
     assert own.displacements[0].abs().amax() < tracks.displacements[0].abs().amax()
 
 
-def test_points_out_of_sight_do_not_say_where_the_camera_goes():
+@pytest.mark.parametrize("lost_from", [0, 1])
+def test_points_out_of_sight_do_not_say_where_the_camera_goes(lost_from):
     tracks, is_object = known_tracks(CAMERAS["pan"])
     lost = torch.rand(tracks.points_xy.shape[-2], generator=torch.Generator().manual_seed(0)) < 0.5
     tracks.points_xy[:, 1:, lost] = tracks.points_xy[:, :1, lost]  # they seem to stand still
-    own = remove_camera_motion(tracks.hide(lost))
+    is_hidden = (torch.arange(4) >= lost_from)[:, None] & lost
+    own = remove_camera_motion(tracks.hide(is_hidden.expand(2, -1, -1)))
     assert own.camera_motion_found.all()
     seen_background = ~torch.from_numpy(is_object) & ~lost
     assert own.displacements[..., seen_background, :].abs().max() < 0.01
