@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from mme_hf.point_tracking_mme import track_points
-from mme_hf.trajectories_mme import ClipGeometry, Trajectories, build_tracker, grid_points
+from mme_hf.trajectories_mme import ClipGeometry, Trajectories, build_tracker, grid_points, is_inside
 
 
 def constant_flow(dx, dy, num_frames=3, height=16, width=24):
@@ -77,12 +77,33 @@ def test_batched_tracks_equal_single_ones():
     assert torch.equal(both.points_xy[1, 3], one.points_xy) and torch.equal(both.is_visible[1, 3], one.is_visible)
 
 
-def test_points_that_leave_stay_invisible_and_unclamped():
-    flow = torch.cat([constant_flow(10.0, 0.0, 1), constant_flow(-10.0, 0.0, 1)])
-    tracks = track_points(flow, grid_points(16, 24), num_steps=2)
-    assert tracks.points_xy[0, :, 2, 0].tolist() == [19.5, 29.5, 19.5]
-    assert tracks.is_visible[0, :, 2].tolist() == [True, False, False]
-    assert tracks.is_visible[0, :, 0].all()
+@pytest.mark.parametrize(
+    ("step", "leaves", "stays"),
+    [
+        ((10.0, 0.0), 2, 0),  # from (19.5, 3.5), of 24 columns
+        ((-10.0, 0.0), 0, 2),  # from (3.5, 3.5)
+        ((0.0, 10.0), 3, 0),  # from (3.5, 11.5), of 16 rows
+        ((0.0, -10.0), 0, 3),
+    ],
+    ids=["right", "left", "down", "up"],
+)
+def test_points_that_leave_stay_invisible_and_unclamped(step, leaves, stays):
+    there_and_back = [constant_flow(*step, 1), constant_flow(*(-length for length in step), 1)]
+    points = grid_points(16, 24)
+    tracks = track_points(torch.cat(there_and_back), points, num_steps=2)
+    expected = torch.stack([points[leaves], points[leaves] + torch.tensor(step), points[leaves]])
+    assert torch.equal(tracks.points_xy[0, :, leaves], expected)
+    assert tracks.is_visible[0, :, leaves].tolist() == [True, False, False]
+    assert tracks.is_visible[0, :, stays].all()
+
+
+@pytest.mark.parametrize("axis", [0, 1], ids=["x", "y"])
+def test_a_frame_ends_at_the_centres_of_its_first_and_last_pixels(axis):
+    # A frame of 16 x 24: the last centres are at x = 23 and y = 15.
+    last = (23.0, 15.0)[axis]
+    points = torch.full((6, 2), 5.0)
+    points[:, axis] = torch.tensor([0.0, -0.01, last, last + 0.01, last + 0.99, last + 1])
+    assert is_inside(points, (16, 24)).tolist() == [True, False, True, False, False, False]
 
 
 def test_clamped_border_reads_flow_where_the_published_code_does():
