@@ -30,6 +30,13 @@ def test_each_epoch_holds_every_record_once_in_its_own_order(records):
     assert first != second
 
 
+@pytest.mark.parametrize("records", [rows(7), stream(7, 2)], ids=["rows", "stream"])
+def test_each_record_of_each_epoch_has_a_seed_of_its_own(records):
+    requests = [request for batch in islice(ClipBatchSampler(records, batch_size=7), 3) for request in batch]
+    assert {request.epoch for request in requests} == {0, 1, 2}
+    assert len({request.seed for request in requests}) == 21
+
+
 @pytest.mark.parametrize("records", [rows(5), stream(5, 1)], ids=["rows", "stream"])
 def test_batches_run_on_over_the_end_of_an_epoch(records):
     batches = list(islice(ClipBatchSampler(records, batch_size=3, shuffle=False), 4))
