@@ -23,6 +23,8 @@ def test_crops_lie_at_corners_or_the_centre_at_the_published_scales():
         assert (left, top) in {(0, 0), (right, 0), (0, bottom), (right, bottom), (right // 2, bottom // 2)}
         # Neighbouring scales only: 200 goes with 175, not with 150.
         assert abs(sorted(sides).index(width) - sorted(sides).index(height)) <= 1
+    # Four squares, and each of the three pairs of neighbours lying and standing.
+    assert len({(width, height) for _, _, width, height in boxes}) == 10
 
 
 def test_a_frame_of_one_pixel_still_has_a_crop():

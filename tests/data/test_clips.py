@@ -7,6 +7,7 @@ from hashlib import blake2b
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from conftest import moving_texture, write_video
@@ -110,6 +111,18 @@ def test_a_video_whose_frames_change_size_is_a_bad_one(tmp_path, processor):
     dataset = dataset_of(tmp_path, processor, samples_per_video=3, is_random=False)  # at both ends and in the middle
     result = dataset[request(0)]
     assert result.bad_video.cause.startswith("its frames change size from 32x32 to 64x48") and not result.samples
+
+
+@pytest.mark.parametrize(
+    ("probability", "expected"), [(0.0, {False}), (0.5, {False, True}), (1.0, {True})], ids=["never", "half", "always"]
+)
+def test_random_samples_are_mirrored_as_often_as_asked_for(tmp_path, processor, probability, expected):
+    ramp = np.linspace(20, 220, 64, dtype=np.uint8)[None, None, :, None]  # brighter to the right
+    write_video(tmp_path / "ramp.mp4", np.broadcast_to(ramp, (9, 48, 64, 3)))
+    sampling = ClipSampling(samples_per_video=12, flip_probability=probability)
+    dataset = ClipDataset(load_folder_records(tmp_path), processor, sampling, return_targets=False)
+    rows = [sample["pixel_values"].mean((0, 1, 2, 3)) for sample in dataset[request(0)].samples]
+    assert {bool(row[-1] < row[0]) for row in rows} == expected
 
 
 def test_a_moving_crop_makes_the_same_motion_at_all_points_of_a_still_video(tmp_path, processor):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -164,12 +166,54 @@ def test_augmented_clips_depend_on_the_seed_alone(records, processor):
     assert first.shape[1:] == (4, 3, 32, 32) and first.isfinite().all()
 
 
+PLAIN = Augmentation(min_crop_scale=1, flip_probability=0, rand_augment_num_ops=0, random_erasing_probability=0)
+
+
+def augmented(records, processor, num_clips, **changes):
+    """Return clips of the first video that are augmented by nothing but `changes`."""
+    sampling = ViewSampling(augmentation=replace(PLAIN, **changes), samples_per_video=num_clips)
+    loader = build_labelled_loader(records, processor, videos_per_batch=1, sampling=sampling, shuffle=False)
+    return next(iter(loader))["pixel_values"]
+
+
+@pytest.mark.parametrize("smallest", [0.25, 0.5])
+def test_crops_are_of_all_sizes_down_to_the_smallest_and_of_all_shapes(smallest):
+    # The first colour tells the column and the second the row, 4 grey values a pixel, of 64 x 64.
+    ramp = 4 * torch.arange(64, dtype=torch.uint8).expand(64, -1)
+    clip = torch.stack([ramp, ramp.T, ramp])[None]
+    crop = replace(PLAIN, min_crop_scale=smallest).of_pixels((64, 64), (0, 0, 0))
+    torch.manual_seed(0)
+    crops = torch.stack([crop(clip)[0, :2] for _ in range(300)]).float()
+    columns, rows = ((crops.amax((2, 3)) - crops.amin((2, 3))) / 4 + 1).unbind(1)
+    areas, shapes = columns * rows / 64**2, columns / rows
+    assert smallest - 0.03 < areas.min() < smallest + 0.05 and areas.max() > 0.9
+    assert 0.7 < shapes.min() < 0.8 and 1.25 < shapes.max() < 1.4
+
+
+@pytest.mark.parametrize(
+    ("probability", "expected"), [(0, {False}), (0.5, {False, True}), (1, {True})], ids=["never", "half", "always"]
+)
+def test_clips_are_mirrored_as_often_as_asked_for(records, processor, probability, expected):
+    clips = augmented(records, processor, 12, flip_probability=probability)
+    slopes = clips.mean((1, 2, 3)).diff(dim=-1)  # brightness rises to the right
+    assert {bool((slope < 0).all()) for slope in slopes} == expected
+    assert ((slopes > 0).all(1) | (slopes < 0).all(1)).all()
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
+def test_a_rectangle_of_a_clip_is_filled_with_noise_as_often_as_asked_for(records, processor, probability):
+    whole = augmented(records, processor, 1)[0]
+    changed = (augmented(records, processor, 100, random_erasing_probability=probability) != whole).any(2)
+    is_erased = changed.flatten(1).any(1)
+    # The deviation at a quarter is 4.3.
+    assert is_erased.sum() == 100 * probability or (probability == 0.25 and 10 < is_erased.sum() < 40)
+    for clip in changed[is_erased]:  # (frames, rows, columns): the same place in all frames
+        assert torch.equal(clip[0], clip[-1])
+        assert torch.equal(clip[0], clip[0].any(1)[:, None] & clip[0].any(0))
+
+
 def test_without_any_augmentation_a_random_clip_is_the_frame_resized(records, processor):
-    plain = Augmentation(min_crop_scale=1, flip_probability=0, rand_augment_num_ops=0, random_erasing_probability=0)
-    loader = build_labelled_loader(
-        records, processor, videos_per_batch=1, sampling=ViewSampling(augmentation=plain), shuffle=False
-    )
-    clip = next(iter(loader))["pixel_values"][0]
+    clip = augmented(records, processor, 1)[0]
     # Brightness rises to the right in every row: neither mirrored nor erased.
     assert (clip.mean((0, 1, 2)).diff() > 0).all()
 
