@@ -39,11 +39,13 @@ def test_position_layout_is_component_step_row_column():
             assert values[token, index] == pytest.approx(expected, abs=1e-2)
 
 
-def test_position_is_limited_then_scaled():
-    displacements = torch.tensor([30.0, -3.0]).expand(2, 1, 8, 2)
-    target = PositionTarget(normalization="fixed", scale_px=4.0, max_displacement_px=20.0)
-    values, _ = target(clip_of(), tracks_from(displacements))
-    assert values[0].tolist() == [5.0] * 4 + [-0.75] * 4
+@pytest.mark.parametrize("name", ["position", "flow"])
+def test_motion_is_limited_either_way_then_scaled(name):
+    options = {"scale_px": 4.0, "max_displacement_px": 20.0}
+    target = {"position": PositionTarget(normalization="fixed", **options), "flow": FlowTarget(**options)}[name]
+    for motion, expected in (((30.0, -3.0), (5.0, -0.75)), ((-30.0, 21.0), (-5.0, 5.0))):
+        values, _ = target(clip_of(), tracks_from(torch.tensor(motion).expand(2, 1, 8, 2)))
+        assert values[0].tolist() == [expected[0]] * 4 + [expected[1]] * 4
 
 
 def test_default_scale_follows_the_frame_so_that_labels_do_not_depend_on_resolution():

@@ -106,6 +106,14 @@ def test_a_frame_ends_at_the_centres_of_its_first_and_last_pixels(axis):
     assert is_inside(points, (16, 24)).tolist() == [True, False, True, False, False, False]
 
 
+def test_the_nearest_pixel_is_read_and_not_the_one_before():
+    # Every pixel's flow is its own place; (3.6, 2.4) lies nearest to (4, 2), and (1.2, 5.7) to (1, 6).
+    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    points = torch.tensor([[3.6, 2.4], [1.2, 5.7]])
+    tracks = track_points(torch.stack([x, y])[None], points, num_steps=1, interpolation="nearest")
+    torch.testing.assert_close(tracks.displacements[0, 0], torch.tensor([[4.0, 2.0], [1.0, 6.0]]))
+
+
 def test_clamped_border_reads_flow_where_the_published_code_does():
     # The point leaves at x = 29.5, is put back to 23 and reads -3 there; positions stay sums of the flow read.
     flow = torch.zeros(2, 2, 16, 24)
