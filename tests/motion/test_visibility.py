@@ -34,6 +34,11 @@ def test_a_point_that_something_hides_stays_lost_when_it_is_uncovered(scenes):
     assert torch.equal(seen[3], seen[2])
 
 
+def test_a_scene_may_grow_brighter(scenes):
+    dim = scenes[0] // 2  # so that nothing is cut off at 255
+    assert visible([dim, dim + 40, dim + 80]).all()
+
+
 def test_after_a_cut_no_point_is_known_even_where_it_looks_the_same(scenes):
     scene, other = scenes
     cut = other.clone()
