@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 import torch
 
-from mme_hf.masking_mme import CUBE_BLOCK, MASK_TYPES, build_mask, cube_mask, motion_mask, patch_motion
+from mme_hf.masking_mme import MASK_TYPES, build_mask, motion_mask, patch_motion
 
 GRID = (8, 14, 14)
 
@@ -29,14 +30,29 @@ def test_tube_mask_is_the_same_in_every_tubelet():
     assert (mask == mask[0]).all() and mask[0].sum() == int(0.7 * 196)
 
 
-def test_cube_mask_hides_whole_blocks_but_for_one():
-    generator = torch.Generator().manual_seed(1)
-    # Block sides that divide the grid in every axis, offset 0: count blocks that are neither full nor empty.
-    mask = cube_mask((4, 8, 8), 0.53, generator, block=(1, 1, 1))
-    assert mask.sum() == int(0.53 * 256)
-    mask = cube_mask((8, 8, 8), 0.6, generator, block=CUBE_BLOCK).view(8, 8, 8)
-    neighbours_agree = (mask[:, :, 1:] == mask[:, :, :-1]).float().mean()
-    assert neighbours_agree > 0.8  # a random mask of this ratio: 0.52
+def partial_blocks(mask, offset, block):
+    """Return how many blocks are hidden in part, where the first ones of each axis lack `offset` tokens."""
+    pad = [(lack, -(lack + size) % side) for lack, size, side in zip(offset, mask.shape, block, strict=True)]
+    shape = [
+        part
+        for (before, after), size, side in zip(pad, mask.shape, block, strict=True)
+        for part in ((before + size + after) // side, side)
+    ]
+    hidden, there = (np.pad(values, pad).reshape(shape).sum((1, 3, 5)) for values in (mask, np.ones_like(mask)))
+    return ((hidden > 0) & (hidden < there)).sum()
+
+
+def test_cube_mask_hides_whole_blocks_but_for_one_from_any_offset():
+    generator = torch.Generator().manual_seed(0)
+    # 4 frames of 64 x 64 px in tokens of 2 frames and 16 x 16 px.
+    block = (2, 4, 4)
+    found = set()
+    for _ in range(40):
+        mask = build_mask("cube", (6, 10, 10), 0.5, generator).view(6, 10, 10).numpy()
+        offsets = [offset for offset in np.ndindex(block) if partial_blocks(mask, offset, block) <= 1]
+        assert len(offsets) == 1  # no smaller or larger block fits, and no other place of it
+        found.add(offsets[0])
+    assert [set(axis) for axis in zip(*found, strict=True)] == [set(range(side)) for side in block]
 
 
 def test_every_token_is_hidden_about_equally_often():
