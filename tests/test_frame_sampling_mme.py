@@ -15,6 +15,23 @@ def test_the_stride_shrinks_where_the_video_is_short(num_available, expected):
     assert fitting_stride(num_available, 4, 3) == expected
 
 
+@pytest.mark.parametrize(
+    ("fps", "num_available", "expected"),
+    [
+        # 2.5 frames apart, a span of 7.5, begun at (99 - 7.5) // 2 = 45; 47.5 and 52.5 round to the even number.
+        (12, 100, [45, 48, 50, 52]),
+        (10, 100, [45, 48, 51, 54]),
+        (10, 7, [0, 2, 4, 6]),  # three apart they would span ten frames
+        (10, 6, [0, 2, 3, 5]),  # 5 / 3 apart
+        (60, 100, [48, 49, 50, 51]),  # the video has no more
+        (10, 3, [0, 1, 2, 2]),
+    ],
+)
+def test_frames_of_a_rate_lie_that_far_apart_where_the_video_is_long_enough(fps, num_available, expected):
+    metadata = VideoMetadata(total_num_frames=num_available, fps=30)
+    assert middle_clip(metadata, 4, 9, fps, "dense").tolist() == expected
+
+
 def test_one_frame_has_any_stride():
     assert fitting_stride(1, 1, 3) == 3
 
