@@ -24,12 +24,15 @@ def batch(labels, masked_indices, target_mask):
 
 
 class Constant(nn.Module):
+    """Predicts the same, and in training, where all is dropped, 0."""
+
     def __init__(self, values):
         super().__init__()
+        self.dropout = nn.Dropout(1.0)
         self.values = torch.tensor(values, dtype=torch.float32)
 
     def forward(self, pixel_values, masked_indices, **_):
-        return SimpleNamespace(logits=self.values.expand(1, masked_indices.shape[1], 3))
+        return SimpleNamespace(logits=self.dropout(self.values).expand(1, masked_indices.shape[1], 3))
 
     def split_targets(self, values):
         return dict(zip(SIZES, values.split([2, 1], -1), strict=True))
@@ -47,7 +50,9 @@ def test_the_mean_is_over_masked_tokens_that_count():
 
 def test_the_share_is_one_minus_the_ratio_of_the_errors():
     baseline = MeanPredictor({"position": torch.tensor([0.0, 0.0]).double(), "shape": torch.tensor([3.0]).double()})
-    shares = explained_share(Constant([1.0, 2.0, 4.0]), [BATCH], baseline, Accelerator(cpu=True))
+    model = Constant([1.0, 2.0, 4.0])
+    shares = explained_share(model, [BATCH], baseline, Accelerator(cpu=True))
+    assert model.training  # as it was
     # position: error (3 - 2)^2 = 1 against 1 + 9 = 10; shape: (5 - 4)^2 + (1 - 4)^2 = 10 against 4 + 4 = 8.
     assert shares == {"position": pytest.approx(0.9), "shape": pytest.approx(-0.25)}
 
