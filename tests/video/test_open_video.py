@@ -1,5 +1,6 @@
 """What users may hand to `open_video`, good and bad."""
 
+import gc
 import io
 import pickle
 import subprocess
@@ -387,6 +388,21 @@ def test_memory_does_not_grow_with_the_length_of_the_video(tmp_path):
 
     # One frame is 18 kB; 360 more of them would be 6.6 MB.
     assert peak_bytes(long, 399) < peak_bytes(short, 39) + 100_000
+
+
+def test_frames_that_are_not_wanted_are_let_go(tmp_path, monkeypatch):
+    # The pixels are FFmpeg's, which Python's own account of memory leaves out; so the objects that hold them count.
+    path = write_video(tmp_path / "clip.mp4", num_frames=80, options={"x264-params": "keyint=500:bframes=2"})
+    held, convert = [], PyAVReader._convert
+
+    def counting(self, frame):
+        held.append(sum(type(each) is av.VideoFrame for each in gc.get_objects()))
+        return convert(self, frame)
+
+    monkeypatch.setattr(PyAVReader, "_convert", counting)
+    with open_video(path, "pyav") as reader:
+        reader.frames_at([20, 50, 79])
+    assert len(held) == 3 and max(held) < 10
 
 
 def test_closing_twice_is_harmless_and_reading_after_it_is_an_error(mp4):
