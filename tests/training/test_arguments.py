@@ -30,6 +30,19 @@ def test_flags_win_over_the_recipe_which_wins_over_the_defaults(tmp_path):
     assert args.weight_decay == 0.05
 
 
+def test_a_preset_and_a_model_are_two_answers_of_which_the_typed_one_wins_over_the_recipe(tmp_path):
+    assert parse().preset == "tiny"
+    with pytest.raises(ValueError, match=r"preset \('small'\) and model_name_or_path \('me/tiny'\) both say what is"):
+        parse("--preset", "small", "--model_name_or_path", "me/tiny")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("preset: small\nseed: 3\n")
+    args = parse("--config", str(recipe), "--model_name_or_path", "me/tiny")
+    assert (args.preset, args.model_name_or_path, args.seed) == (None, "me/tiny", 3)
+    recipe.write_text("model_name_or_path: me/tiny\n")
+    args = parse("--config", str(recipe), "--preset=base")
+    assert (args.preset, args.model_name_or_path) == ("base", None)
+
+
 def test_targets_are_words_in_a_command_and_a_list_or_a_mapping_in_a_recipe(tmp_path):
     assert parse("--motion_targets", "shape", "position:0.5", "--seed", "1").motion_targets == ["shape", "position:0.5"]
     recipe = tmp_path / "recipe.yaml"

@@ -27,6 +27,7 @@ _SMALLEST_OF_LOOP = {
     "logging_steps": 1,
     "seed": 0,
 }
+DEFAULT_PRESET = "tiny"
 _SMALLEST = {
     "image_size": 1,
     "num_frames": 1,
@@ -83,7 +84,7 @@ class ModelArguments:
     """What is trained, and what it sees."""
 
     model_name_or_path: str | None = flag(None, "Start from these weights and their processor.")
-    preset: str = flag("tiny", "tiny, small, base or large.")
+    preset: str | None = flag(None, "Random weights of this size: tiny, small, base or large. Default: tiny.")
     image_size: int | None = flag(None, "Side of the square input in pixels. Default: the preset's.")
     num_frames: int | None = flag(None, "Input frames of a clip. Default: the preset's.")
     # Of the processor: those of a checkpoint stay unless the flag is given, be it with the value of a new one.
@@ -223,6 +224,13 @@ class PretrainingArguments(TrainingArguments, ModelArguments, DataArguments):
     def __post_init__(self):
         self.model_options = mapping_of("model_options", self.model_options)
         self.processor_options = mapping_of("processor_options", self.processor_options)
+        if self.preset and self.model_name_or_path:
+            raise ValueError(
+                f"preset ({self.preset!r}) and model_name_or_path ({self.model_name_or_path!r}) both say what is "
+                "trained. Give one of them."
+            )
+        if not self.model_name_or_path:
+            self.preset = self.preset or DEFAULT_PRESET
         check_smallest(self, _SMALLEST)
         self.check_loop()
         if self.held_out_fraction is not None and not 0 <= self.held_out_fraction < 1:

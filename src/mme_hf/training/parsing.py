@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 # What names the videos that a script works on.
 _DATA_SOURCES = ("dataset_name", "train_dir", "train_manifest")
+# What names the model to begin with: either of them.
+_MODEL = ("model_name_or_path", "preset")
 _NUM_SEEDS = 2**32  # of NumPy
 
 
@@ -101,13 +103,15 @@ def parse_arguments(
     recipe = Path(given.config) if given.config else None
     if recipe is None and sample_recipe and not any(getattr(given, name) for name in _DATA_SOURCES):
         recipe = sample_recipe
+    typed = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
     values = _read_recipe(recipe, arguments_class) if recipe is not None else {}
+    if typed.intersection(_MODEL):  # which wins over the recipe's, also where that is named otherwise
+        values = {name: value for name, value in values.items() if name not in _MODEL}
     try:
         # Through the parser, as if typed before the flags: so every value has the type that its flag has.
         # Words without a flag are in `argv` a second time, with theirs.
         return parser.parse_args_into_dataclasses(_as_flags(values) + argv, return_remaining_strings=True)[0]
     except ValueError as error:
-        typed = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
         at_fault = [name for name in values if name not in typed and re.search(rf"\b{name}\b", str(error))]
         if not at_fault:
             raise
