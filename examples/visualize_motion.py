@@ -22,9 +22,9 @@ from mme_hf.drawing import save_animation
 from mme_hf.motion import TRACKERS, build_ready_tracker
 from mme_hf.motion.camera_motion import remove_camera_motion
 from mme_hf.motion.report import ClipObserver, health_of
-from mme_hf.training.model_names import check_model_name
 from mme_hf.training.parsing import mapping_of
 from mme_hf.training.setup import check_output_dir
+from mme_hf.training.trained_models import load_trained
 from mme_hf.visualization import clip_animation, clip_sheet, draw_motion_prediction
 
 # The GIF is for a web page: fewer frames and pixels than the mp4.
@@ -59,6 +59,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def model_of(args: argparse.Namespace) -> MMEForPreTraining | None:
+    """Return the checkpoint's model, None where there is no checkpoint."""
+    if not args.checkpoint:
+        return None
+    kind, remedy = "pre-trained model", "Name what examples/pretrain.py saved: a classifier has no decoder."
+    return load_trained(MMEForPreTraining, "checkpoint", args.checkpoint, kind=kind, remedy=remedy)
+
+
 def processor_of(args: argparse.Namespace) -> MMEVideoProcessor:
     """Return the checkpoint's processor, or the default one, with the changes that the flags ask for."""
     options = {name: getattr(args, name) for name in ("tracker", "tracker_options", "num_frames", "frame_stride")}
@@ -69,7 +77,6 @@ def processor_of(args: argparse.Namespace) -> MMEVideoProcessor:
             "crop_size": {"height": args.image_size, "width": args.image_size},
         }
     if args.checkpoint:
-        check_model_name("checkpoint", args.checkpoint)
         return MMEVideoProcessor.from_pretrained(args.checkpoint, **options)
     return MMEVideoProcessor(**options)
 
@@ -92,7 +99,7 @@ def read_clip(args: argparse.Namespace, processor: MMEVideoProcessor) -> tuple[t
 
 def draw(args: argparse.Namespace) -> list[Path]:
     """Write everything and return the paths."""
-    processor = processor_of(args)
+    model, processor = model_of(args), processor_of(args)
     build_ready_tracker(processor.tracker, **processor.tracker_options)
     check_output_dir(args.output_dir)
     folder, stem = Path(args.output_dir), Path(args.video).stem
@@ -118,9 +125,8 @@ def draw(args: argparse.Namespace) -> list[Path]:
     sheet = clip_sheet(clip, without_camera, continuous, title=title)
     sheet.save(paths[2], optimize=True, quality=80)
     paths[3].write_text(health_of([clip], continuous).to_markdown() + "\n", encoding="utf-8")
-    if args.checkpoint:
+    if model is not None:
         paths.append(folder / f"{stem}_prediction.png")
-        model = MMEForPreTraining.from_pretrained(args.checkpoint)
         generator = torch.Generator().manual_seed(args.seed)
         own_frames = raw_frames[: processor.raw_window_for(len(raw_frames))]
         inputs = processor(own_frames, return_targets=True, generator=generator, return_tensors="pt")

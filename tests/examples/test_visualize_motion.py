@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_video
+from small_classifiers import save_small_classifier
 from torchvision.models import optical_flow
 
 from mme_hf import MMEConfig, MMEForPreTraining, MMEVideoProcessor, open_video
@@ -96,6 +97,15 @@ def test_places_that_will_not_do_are_refused_in_one_line(video_folder, tmp_path,
     places = {"--output_dir": tmp_path / "out", flag: tmp_path / name}
     result = run(next(video_folder.rglob("*.mp4")), *(part for place in places.items() for part in place))
     assert result.returncode == 1 and words in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_is_refused_before_anything_is_drawn(video_folder, tmp_path):
+    classifier = save_small_classifier(tmp_path / "classifier", ("walk", "run"))
+    video = next(video_folder.rglob("*.mp4"))
+    result = run(video, "--checkpoint", classifier, "--output_dir", tmp_path / "out")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert f"checkpoint ({str(classifier)!r}) is no pre-trained model: it has no 'decoder." in result.stderr
     assert not (tmp_path / "out").exists()
 
 
