@@ -33,7 +33,7 @@ from mme_hf.training.classifiers import load_classifier
 from mme_hf.training.judging_arguments import PredictionArguments
 from mme_hf.training.labelled_data import label_names_of
 from mme_hf.training.prediction import scores_of
-from mme_hf.training.setup import check_output_dir, use_all_cores
+from mme_hf.training.setup import check_output_dir, check_output_file, use_all_cores
 from mme_hf.video.stream import stream_frames
 from mme_hf.wording import counted, percent
 
@@ -85,7 +85,7 @@ class Prediction:
         self.args = args
         check_output_dir(args.output_dir)
         if args.json:
-            check_output_dir(Path(args.json).absolute().parent)
+            check_output_file(args.json, "json")
         self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
         set_up_logging(is_main_process=True)
         use_all_cores()
@@ -103,7 +103,7 @@ class Prediction:
         self.pictures: set[Path] = set()
 
     def run(self) -> bool:
-        """Tell about every video; return whether all could be read."""
+        """Tell about every video; return whether all could be read, and drawn."""
         for name in self.args.videos:
             try:
                 files = self._files(name)
@@ -112,14 +112,16 @@ class Prediction:
                 continue
             for file in files:
                 try:
-                    self._tell(self._watch(file))
+                    video = self._watch(file)
                 except (VideoReadError, OSError, ValueError) as error:
                     self._report_error(file, str(getattr(error, "cause", error)))
+                else:
+                    self._tell(video)
         if self.args.json:
             path = Path(self.args.json)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(self.results, indent=2) + "\n", encoding="utf-8")
-        return not any("error" in result for result in self.results)
+        return not any({"error", "timeline_error"} & result.keys() for result in self.results)
 
     def _files(self, name: str) -> list[str]:
         if not Path(name).is_dir():
@@ -175,12 +177,16 @@ class Prediction:
             {"start_seconds": round(start, 3), "end_seconds": round(end, 3), "predictions": as_dicts(self._top(scores))}
             for (start, end), scores in zip(video.times, video.scores, strict=True)
         ]
-        self.results.append(result)  # now: the picture may fail, by a frame that no window took
+        self.results.append(result)
         if num_windows > 1:
             if not video.is_stream:  # of which each window has been told
                 self._tell_when(video)
-            result["timeline"] = str(self._draw(video))
-            print(f"  timeline: {result['timeline']}")
+            try:
+                result["timeline"] = str(self._draw(video))
+                print(f"  timeline: {result['timeline']}")
+            except (VideoReadError, OSError) as error:  # the disk, or a frame that no window took
+                result["timeline_error"] = str(getattr(error, "cause", error))
+                print(f"{printable(video.name)}: not drawn: {result['timeline_error']}", file=sys.stderr)
         print(flush=True)
 
     def _tell_when(self, video: WatchedVideo) -> None:
@@ -249,7 +255,11 @@ def main() -> None:
         prediction = Prediction(parse_arguments(PredictionArguments, positional="videos"))
     except ValueError as error:
         sys.exit(f"predict.py: error: {error}")
-    if not prediction.run():
+    try:
+        is_complete = prediction.run()
+    except OSError as error:  # the disk is full, for one
+        sys.exit(f"predict.py: stopped: {error}")
+    if not is_complete:
         sys.exit(1)
 
 

@@ -122,9 +122,28 @@ def test_what_was_found_is_kept_where_the_picture_fails(predict, script, videos,
         raise VideoReadError(name, "frame 23 does not decode.")
 
     monkeypatch.setattr(script.Prediction, "_pictures", fails)
-    status, _, errors, (found, failed) = predict(videos / "long.avi")
-    assert status == 1 and len(found["windows"]) == 3 and found["predictions"]
-    assert failed["error"] == "frame 23 does not decode." and "not read: frame 23" in errors
+    status, _, errors, (found,) = predict(videos / "long.avi")
+    assert status == 1 and len(found["windows"]) == 3 and found["predictions"] and "error" not in found
+    assert found["timeline_error"] == "frame 23 does not decode." and "long.avi: not drawn: frame 23" in errors
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_a_video_is_read(predict, videos, tmp_path):
+    (tmp_path / "file").touch()
+    for flag, place, words in (
+        ("--json", tmp_path, "is a folder. Name a file."),
+        ("--json", tmp_path / "file" / "x.json", "cannot be made: .*file is a file"),
+        ("--output_dir", tmp_path / "file", "cannot be made: .*file is a file"),
+    ):
+        status, output, _, _ = predict(videos / "long.avi", flag, place)
+        assert re.match(rf"predict.py: error: {flag[2:]} \('.*'\) {words}", status) and "windows" not in output
+
+
+def test_a_stream_whose_frames_change_size_is_told_and_the_rest_is_done(predict, videos, tmp_path):
+    parts = [write_video(tmp_path / "part.ts", moving_texture(12, *size)).read_bytes() for size in ((32, 32), (48, 64))]
+    (tmp_path / "joined.ts").write_bytes(b"".join(parts))
+    status, _, errors, results = predict((tmp_path / "joined.ts").as_uri(), tmp_path / "joined.ts", videos / "long.avi")
+    assert status == 1 and errors.count("not read: its frames change size from 32x32 to 64x48 by frame") == 2
+    assert ["error" in result for result in results] == [True, True, False]
 
 
 def test_a_pipe_is_read_as_the_file_is(videos, model_dir, tmp_path):

@@ -58,15 +58,25 @@ _SHARED_FIELDS = (
 )
 
 
-def check_output_dir(output_dir: str | Path) -> None:
+def check_output_dir(output_dir: str | Path, flag: str = "output_dir") -> None:
     """Raise ValueError if a file is in the way of a folder, or it may not be written to; nothing is made."""
     folder = Path(output_dir).absolute()
     existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not existing.is_dir():
         what = "a file" if existing.exists() else "a link that leads nowhere"
-        raise ValueError(f"output_dir ({str(output_dir)!r}) cannot be made: {existing} is {what}. Name a folder.")
+        raise ValueError(f"{flag} ({str(output_dir)!r}) cannot be made: {existing} is {what}. Name a folder.")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"output_dir ({str(output_dir)!r}) may not be written to. Name another folder.")
+        raise ValueError(f"{flag} ({str(output_dir)!r}) may not be written to. Name another folder.")
+
+
+def check_output_file(file: str | Path, flag: str) -> None:
+    """Raise ValueError if a folder is in the way of a file, or it may not be written to; nothing is made."""
+    path = Path(file).absolute()
+    if path.is_dir():
+        raise ValueError(f"{flag} ({str(file)!r}) is a folder. Name a file.")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ValueError(f"{flag} ({str(file)!r}) may not be written to. Name another file.")
+    check_output_dir(path.parent, flag)
 
 
 def build_model_and_processor(args: PretrainingArguments) -> tuple[MMEForPreTraining, MMEVideoProcessor]:
