@@ -44,6 +44,7 @@ from mme_hf.training import (
     save_result,
     scaled_learning_rate,
     set_up_logging,
+    stopping_in_one_line,
 )
 from mme_hf.training.finetuning_arguments import FinetuningArguments
 from mme_hf.training.finetuning_setup import (
@@ -280,12 +281,11 @@ def main() -> None:
         run = Finetuning(parse_arguments(FinetuningArguments))
     except (ValueError, StrictDataclassError, TooManyBadVideosError, PushError) as error:
         sys.exit(f"finetune.py: error: {error}")
-    try:
+    errors = (NonFiniteLossError, TooManyBadVideosError, UnlabelledVideoError, PushError)
+    with stopping_in_one_line("finetune.py", run, *errors):
         with logging_redirect_tqdm():
             run.train()
         run.finish()
-    except (NonFiniteLossError, TooManyBadVideosError, UnlabelledVideoError, PushError) as error:
-        sys.exit(f"finetune.py: stopped: {error}")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ from mme_hf.training import (
     save_result,
     scaled_learning_rate,
     set_up_logging,
+    stopping_in_one_line,
 )
 from mme_hf.training.setup import (
     build_model_and_processor,
@@ -289,11 +290,10 @@ def main() -> None:
         run = Pretraining(parse_arguments(PretrainingArguments, sample_recipe=SAMPLE_RECIPE))
     except (ValueError, StrictDataclassError, TooManyBadVideosError, PushError) as error:
         sys.exit(f"pretrain.py: error: {error}")
-    try:
+    errors = (StoredTracksError, NonFiniteLossError, TooManyBadVideosError, PushError)
+    with stopping_in_one_line("pretrain.py", run, *errors):
         run.train()
         run.finish()
-    except (StoredTracksError, NonFiniteLossError, TooManyBadVideosError, PushError) as error:
-        sys.exit(f"pretrain.py: stopped: {error}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from mme_hf.data import BadVideoLog, TooManyBadVideosError, VideoRecords
 from mme_hf.data.labelled_clips import ViewSampling
 from mme_hf.data.records import GROUP_FIELD
 from mme_hf.model_card import public_settings
-from mme_hf.training import parse_arguments, set_up_logging
+from mme_hf.training import parse_arguments, set_up_logging, stopping_in_one_line
 from mme_hf.training.feature_cache import FeatureCache, cached_tables, videos_identity
 from mme_hf.training.frozen_encoder import FrozenEncoder
 from mme_hf.training.labelled_data import check_every_video_is_labelled, label_mappings
@@ -187,10 +187,8 @@ def main() -> None:
         run = Probing(parse_arguments(ProbeArguments))
     except (ValueError, StrictDataclassError) as error:
         sys.exit(f"probe.py: error: {error}")
-    try:
+    with stopping_in_one_line("probe.py", run, ValueError, TooManyBadVideosError):
         run.run()
-    except (ValueError, TooManyBadVideosError) as error:
-        sys.exit(f"probe.py: stopped: {error}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from .progress import (
     set_up_logging,
 )
 from .run_state import RunState
+from .stopping import stopping_in_one_line
 from .updates import NonFiniteLossError, UpdateReport, run_update
 
 __all__ = [
@@ -50,4 +51,5 @@ __all__ = [
     "save_result",
     "scaled_learning_rate",
     "set_up_logging",
+    "stopping_in_one_line",
 ]
