@@ -165,6 +165,33 @@ def compensate_camera_motion(
 
 
 @torch.no_grad()
+def estimate_camera_of_tracks(
+    tracks: Trajectories,
+    frames: torch.Tensor | None = None,
+    start_frames: Sequence[int] | None = None,
+    *,
+    backend: Backend = "torch",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `estimate_camera_motion` of each start and step of tracks, from the points seen before and after it.
+
+    Args:
+        tracks, frames, start_frames, backend: See `remove_camera_motion`.
+
+    Returns:
+        Homographies in pixels, shape (..., S, L, 3, 3), and whether one is found, shape (..., S, L).
+
+    Raises:
+        ValueError: If `frames` come without `start_frames`, or do not fit the tracks.
+    """
+    from_xy, to_xy = tracks.points_xy[..., :-1, :, :], tracks.points_xy[..., 1:, :, :]
+    usable = tracks.is_visible[..., :-1, :] & tracks.is_visible[..., 1:, :]
+    if frames is not None:
+        begins_in = _frames_of_steps(tracks, frames, start_frames)
+        usable = usable & _read_texture(is_textured(frames)[..., begins_in, :, :], from_xy)
+    return estimate_camera_motion(from_xy, to_xy, usable, frame_size=tracks.frame_size, backend=backend)
+
+
+@torch.no_grad()
 def remove_camera_motion(
     tracks: Trajectories,
     frames: torch.Tensor | None = None,
@@ -193,14 +220,11 @@ def remove_camera_motion(
     """
     positions = tracks.points_xy
     from_xy, to_xy = positions[..., :-1, :, :], positions[..., 1:, :, :]
-    usable = tracks.is_visible[..., :-1, :] & tracks.is_visible[..., 1:, :]
-    if frames is not None:
-        begins_in = _frames_of_steps(tracks, frames, start_frames)
-        usable = usable & _read_texture(is_textured(frames)[..., begins_in, :, :], from_xy)
-    homographies, found = estimate_camera_motion(from_xy, to_xy, usable, frame_size=tracks.frame_size, backend=backend)
+    homographies, found = estimate_camera_of_tracks(tracks, frames, start_frames, backend=backend)
     of_camera = camera_displacements(homographies, from_xy) * found.all(-1)[..., None, None, None]
     own = (to_xy - from_xy) - of_camera
     if frames is not None:
+        begins_in = _frames_of_steps(tracks, frames, start_frames)
         dragged = _is_dragged(frames, begins_in.expand(own.shape[:-2]), from_xy, own, of_camera)
         own = own.masked_fill((dragged & found.all(-1)[..., None, None])[..., None], 0.0)
     first = positions[..., :1, :, :]
