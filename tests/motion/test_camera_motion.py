@@ -233,10 +233,36 @@ def test_24_points_are_needed(backend):
         assert torch.allclose(found_homography[:2, 2], shift, atol=0.01)
 
 
-def test_implausible_cameras_are_refused():
-    # All points agree: the frame shrinks to a third of its width and height between two frames.
-    flow = flow_of(homography(zoom=0.3))
+# All points agree: the frame shrinks to a third of its width and height between two frames, or grows to 2.2 times,
+# or what is 80 px right of its centre becomes 1 + 80 * 0.009 = 1.7 times as deep, and what is left of it 0.28 times.
+@pytest.mark.parametrize("camera", [{"zoom": 0.3}, {"zoom": 2.2}, {"tilt": (0.009, 0.0)}], ids=["out", "in", "tilt"])
+def test_implausible_cameras_are_refused(camera):
+    flow = flow_of(homography(**camera))
     assert torch.equal(compensate_camera_motion(flow), flow)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("share", "expected"), [(0.3, False), (0.5, True)])
+def test_a_camera_is_what_two_fifths_of_the_points_follow_even_where_the_others_agree_in_nothing(
+    share, expected, backend
+):
+    generator = torch.Generator().manual_seed(0)
+    points = grid_points(HEIGHT, WIDTH)
+    anywhere = torch.rand(len(points), 2, generator=generator) * torch.tensor([WIDTH - 1.0, HEIGHT - 1.0])
+    follows = torch.rand(len(points), 1, generator=generator) < share
+    ends = torch.where(follows, points + torch.tensor([2.0, 1.0]), anywhere)
+    assert bool(estimate_camera_motion(points, ends, backend=backend)[1]) is expected
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_lower_border_says_less_of_the_camera_than_the_upper_one(backend):
+    # Half of the frame moves on its own: below, where people stand, it is taken for an object; above it leaves doubt.
+    x, y = np.moveaxis(pixels(), -1, 0)
+    is_object = (abs(x - WIDTH / 2) < 0.44 * WIDTH) & (y > HEIGHT / 2)
+    for below, expected in ((True, (2.0, 1.0)), (False, (0.0, 0.0))):
+        flow = flow_of(homography(pan=(2.0, 1.0)), is_object if below else is_object[::-1], own=(6.0, 0.0))
+        camera = (flow - compensate_camera_motion(flow, backend=backend))[0].movedim(0, -1)
+        assert (camera - torch.tensor(expected)).abs().max() < 0.01
 
 
 def test_pairs_of_a_batch_are_as_if_alone():
