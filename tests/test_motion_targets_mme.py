@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_tracks import clip_of, tracks_from
 from teachers import save_teacher
 
 from mme_hf.configuration_mme import MMEConfig
@@ -12,7 +13,6 @@ from mme_hf.motion_targets_mme import (
     REFERENCE_MOTION,
     FlowHistogramTarget,
     FlowTarget,
-    MotionClip,
     PixelsTarget,
     PositionTarget,
     ShapeAlongTrackTarget,
@@ -20,20 +20,7 @@ from mme_hf.motion_targets_mme import (
     build_targets,
     histogram_of_gradients,
 )
-from mme_hf.trajectories_mme import Trajectories, grid_points
 from mme_hf.video_processing_mme import MMEVideoProcessor
-
-
-def tracks_from(displacements, is_visible=None, size=(16, 32)):
-    """Tracks of the 8 px grid with given displacements (S, L, P, 2)."""
-    start = grid_points(*size).expand(displacements.shape[0], 1, -1, -1)
-    points = torch.cat([start, start + displacements.cumsum(1)], dim=1)
-    visible = torch.ones(points.shape[:-1], dtype=torch.bool) if is_visible is None else is_visible
-    return Trajectories(points, visible, size)
-
-
-def clip_of(num_frames=4, size=(16, 32), tubelet_size=2):
-    return MotionClip(torch.zeros(num_frames, 3, *size), patch_size=16, tubelet_size=tubelet_size)
 
 
 def test_sizes_follow_the_configuration():

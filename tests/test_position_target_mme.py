@@ -3,22 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from small_tracks import clip_of, tracks_from
 
-from mme_hf.motion_clip_mme import MotionClip
 from mme_hf.position_target_mme import FlowHistogramTarget, FlowTarget, PositionTarget
-from mme_hf.trajectories_mme import Trajectories, grid_points
-
-
-def tracks_from(displacements, is_visible=None, size=(16, 32)):
-    """Tracks of the 8 px grid with given displacements (S, L, P, 2)."""
-    start = grid_points(*size).expand(displacements.shape[0], 1, -1, -1)
-    points = torch.cat([start, start + displacements.cumsum(1)], dim=1)
-    visible = torch.ones(points.shape[:-1], dtype=torch.bool) if is_visible is None else is_visible
-    return Trajectories(points, visible, size)
-
-
-def clip_of(num_frames=4, size=(16, 32), tubelet_size=2):
-    return MotionClip(torch.zeros(num_frames, 3, *size), patch_size=16, tubelet_size=tubelet_size)
 
 
 def test_position_layout_is_component_step_row_column():

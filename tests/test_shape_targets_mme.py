@@ -1,5 +1,6 @@
 import pytest
 import torch
+from small_tracks import clip_of
 
 from mme_hf.hog_mme import histogram_around_points, histogram_of_gradients
 from mme_hf.motion_clip_mme import MotionClip
@@ -7,10 +8,6 @@ from mme_hf.shape_targets_mme import ShapeAlongTrackTarget, ShapeTarget
 from mme_hf.trajectories_mme import Trajectories, grid_points
 
 SCALES = (0.5, 1.0, 2.0)
-
-
-def clip_of(num_frames=4, size=(16, 32), tubelet_size=2):
-    return MotionClip(torch.zeros(num_frames, 3, *size), patch_size=16, tubelet_size=tubelet_size)
 
 
 def followed(velocity=(0.0, 0.0), num_steps=2):

@@ -1,24 +1,15 @@
 """Agreement with the published pre-training model: predictions and losses on random weights (METHOD.md section 6)."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from published import GOLDEN, NEEDS_GOLDEN, assert_agrees
 from safetensors.torch import load_file
 
 from mme_hf.checkpoints import convert_checkpoint
 
-GOLDEN = Path(__file__).parents[2] / "../shared/golden"
-# Largest difference wanted, as a share of the largest value.
-TOLERANCE = 1e-5
-
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared/golden is not here: published numbers")
-
-
-def assert_agrees(ours: torch.Tensor, published: torch.Tensor) -> None:
-    assert ours.shape == published.shape
-    assert (ours - published).abs().max() <= TOLERANCE * published.abs().max()
+pytestmark = NEEDS_GOLDEN
 
 
 @pytest.fixture(scope="module")

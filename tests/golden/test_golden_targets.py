@@ -1,22 +1,15 @@
 """Labels, validity, HOG and tracks of the published code, to 1e-5 of the largest value."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from published import GOLDEN, NEEDS_GOLDEN, assert_agrees
 from safetensors.torch import load_file
 
 from mme_hf.motion_targets_mme import REFERENCE_MOTION, MotionClip, build_targets, histogram_of_gradients
 from mme_hf.point_tracking_mme import track_points
 from mme_hf.trajectories_mme import Trajectories, grid_points
 
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared/golden is not on this machine")
-
-
-def assert_agrees(ours, expected):
-    assert ours.shape == expected.shape
-    assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
+pytestmark = NEEDS_GOLDEN
 
 
 @pytest.fixture(scope="module")
