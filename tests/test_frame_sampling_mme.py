@@ -23,7 +23,6 @@ def test_the_stride_shrinks_where_the_video_is_short(num_available, expected):
         (10, 100, [45, 48, 51, 54]),
         (10, 7, [0, 2, 4, 6]),  # three apart they would span ten frames
         (10, 6, [0, 2, 3, 5]),  # 5 / 3 apart
-        (60, 100, [48, 49, 50, 51]),  # the video has no more
         (10, 3, [0, 1, 2, 2]),
     ],
 )

@@ -76,7 +76,7 @@ def assert_same(inputs, expected, tolerance=1e-5):
 
 @pytest.mark.parametrize("tracker", ["torch", "dis"])
 @pytest.mark.parametrize("camera_motion", ["keep", "remove"])
-@pytest.mark.parametrize("mask_type", ["tube", "cube", "random", "motion"])
+@pytest.mark.parametrize("mask_type", ["tube", "motion"])  # the others differ from "tube" in `build_mask` alone
 def test_short_and_long_clips_together_give_what_each_gives_alone(targets, mask_type, camera_motion, tracker):
     options = {"mask_type": mask_type, "camera_motion": camera_motion, "tracker": tracker, "motion_targets": targets}
     processor = MMEVideoProcessor(**SMALL, **options)
