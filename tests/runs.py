@@ -128,11 +128,15 @@ def new_accelerator():
     """Let the code under it begin as a process of its own does: accelerate keeps its state in the process."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
+    def reset():
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+
+    reset()  # what another test has left
     try:
         yield
     finally:
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state()
+        reset()
 
 
 def weights(output_dir: Path) -> dict:
