@@ -21,7 +21,7 @@ WINDOW_SIZE_PX = 8
 # lowers the error at borders of moving objects by a twentieth, and elsewhere by nothing.
 NUM_STEPS = (1, 2)
 # Of DIS' smoothing of the whole flow, where it is refined: the presets' 5 take more time for 5 % less error. Its 16
-# steps of search are kept: 12 err alike on known motion, but lose the background of a shaken real scene in places.
+# steps of search are kept: 12 err by up to 5 % more, and lose the background of a shaken real scene in places.
 MAX_VARIATIONAL_ITERATIONS = 3
 # What a refinement may take away from or add to the motion; beyond it has slipped to other texture.
 MAX_REFINEMENT_PX = 4.0
