@@ -1,6 +1,7 @@
 """Reading files without the readers of mme_hf: the same frames, by whichever decoder there is."""
 
 import io
+import subprocess
 import sys
 
 import numpy as np
@@ -142,3 +143,21 @@ def test_a_missing_file_or_decoder_says_so(folder, tmp_path, monkeypatch, withou
         open_plainly(folder / "clip.mp4")
     with pytest.raises(ImportError, match="Install av, or give frames"):  # torchcodec would be no help
         open_plainly(folder / "clip.avi")
+
+
+_FIRST_FRAMES = """
+import logging, sys
+import av
+from mme_hf.video_reading_mme import PyAVVideo
+
+logging.getLogger("libav").setLevel(logging.CRITICAL)
+av.logging.set_level(av.logging.TRACE)  # as others that use PyAV may, less talkative
+for _ in range(30):
+    PyAVVideo(sys.argv[1]).frames_at([0])
+"""
+
+
+def test_reading_ends_early_though_decoders_have_something_to_log(tmp_path):
+    path = write_video(tmp_path / "large.mp4", moving_texture(40, 240, 320), codec="libx264")
+    # Threads that decode ahead would wait for Python's lock, and their end be waited for by who holds it, for ever.
+    subprocess.run([sys.executable, "-c", _FIRST_FRAMES, path], check=True, timeout=120)

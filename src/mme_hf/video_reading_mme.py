@@ -132,6 +132,9 @@ class TorchCodecVideo:
 class PyAVVideo:
     """Frames through PyAV, by decoding from the start: once to count them, once to get them.
 
+    PyAV's default threads work on one frame. Those that decode ahead may want to log, for which they wait for Python's
+    lock, while it is held by whoever waits for them to end: early, as all frames that are wanted are there.
+
     Headers are no use for counting: WebM has no number of frames, and others announce frames that do not decode.
 
     Raises:
@@ -171,7 +174,6 @@ class PyAVVideo:
                 stream = container.streams.best("video")
                 if stream is None:
                     raise RuntimeError("PyAV: there is no video stream in it.")
-                stream.thread_type = "AUTO"
                 self.average_fps = float(stream.average_rate or stream.guessed_rate or 0)
                 yield from container.decode(stream)
         except (self._av.error.FFmpegError, OSError) as error:
