@@ -119,10 +119,13 @@ def _columns_of(header: Sequence[str]) -> _Columns | None:
         return next((header.index(name) for name in names if name in header), None)
 
     path = first_of(PATH_FIELDS)
-    lists_a_video = any(Path(field).suffix in VIDEO_EXTENSIONS for field in header)  # of a class called "video", say
-    if path is None or lists_a_video:
+    if path is None or _names_a_video(header):  # of a class called "video", say
         return None
     return _Columns(path, first_of(LABEL_FIELDS), first_of([GROUP_FIELD]))
+
+
+def _names_a_video(fields: Sequence[str]) -> bool:
+    return any(Path(field).suffix.lower() in VIDEO_EXTENSIONS for field in fields)
 
 
 def _check_needs_no_header(lines: Sequence[tuple[int, str]], path: Path) -> None:
@@ -130,8 +133,7 @@ def _check_needs_no_header(lines: Sequence[tuple[int, str]], path: Path) -> None
 
     def lists_a_video(line: str) -> bool:
         fields = _fields(line, path)
-        is_named_so = any(Path(field).suffix.lower() in VIDEO_EXTENSIONS for field in fields)
-        return is_named_so or (path.parent / fields[0]).is_file()
+        return _names_a_video(fields) or (path.parent / fields[0]).is_file()
 
     if len(lines) > 1 and not lists_a_video(lines[0][1]) and any(lists_a_video(line) for _, line in lines[1:]):
         number, line = lines[0]

@@ -129,8 +129,7 @@ class MotionHealth:
             (
                 "camera",
                 f"motion found in all steps of {_percent(self.camera_found_share)} of the starts; without it squared "
-                f"displacement is "
-                f"{_percent(abs(self.camera_explained_share))} {change}",
+                f"displacement is {_percent(abs(self.camera_explained_share))} {change}",
             ),
             ("tracker", f"{self.tracker_ms_per_clip:.0f} ms a clip"),
         ]

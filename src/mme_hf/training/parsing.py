@@ -18,7 +18,7 @@ T = TypeVar("T")
 # What names the videos that a script works on.
 _DATA_SOURCES = ("dataset_name", "train_dir", "train_manifest")
 # What names the model to begin with: either of them.
-_MODEL = ("model_name_or_path", "preset")
+_FIRST_MODEL = ("model_name_or_path", "preset")
 _NUM_SEEDS = 2**32  # of NumPy
 
 
@@ -105,8 +105,8 @@ def parse_arguments(
         recipe = sample_recipe
     typed = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
     values = _read_recipe(recipe, arguments_class) if recipe is not None else {}
-    if typed.intersection(_MODEL):  # which wins over the recipe's, also where that is named otherwise
-        values = {name: value for name, value in values.items() if name not in _MODEL}
+    if typed.intersection(_FIRST_MODEL):  # which wins over the recipe's, also where that is named otherwise
+        values = {name: value for name, value in values.items() if name not in _FIRST_MODEL}
     try:
         # Through the parser, as if typed before the flags: so every value has the type that its flag has.
         # Words without a flag are in `argv` a second time, with theirs.
