@@ -32,7 +32,7 @@ MIN_SUBPIXEL_SHARE = 0.05
 MIN_ALTERATION_GAIN = 0.05
 # Flow is smooth and so falls short where small things move: real clips of little else came to 0.09.
 MIN_ENLARGEMENT_GAIN = 0.1
-# Ten real clips of any of five data sets came to 0; with crops rounded down to cells of 8 px to 0.04 or more.
+# Real clips come to 0, and pass this where their crops are rounded down to cells (tests/motion/test_report.py).
 MIN_OFFSET_GAIN = 0.03
 MAX_MISFIT_SHARE = 0.34
 MAX_CLIPPED_SHARE = 0.05
