@@ -55,6 +55,15 @@ def test_an_interrupted_run_without_a_checkpoint_says_so(tmp_path, capsys):
         assert stop.value.code == 130 and f"x.py: {words}" in capsys.readouterr().err
 
 
+@pytest.fixture
+def heeded_interrupts():
+    """Let processes that a test starts heed SIGINT, which those of a shell's background inherit as ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded_interrupts")
 def test_an_interrupted_pretraining_names_the_checkpoint_that_it_goes_on_from(video_folder, tmp_path):
     flags = {"max_train_steps": 100_000, "per_device_train_batch_size": 2, "checkpointing_steps": 50}
     flags |= {"dataloader_num_workers": 1, "motion_health": "false"}
