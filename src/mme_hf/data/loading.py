@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.context import BaseContext
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -115,8 +117,16 @@ def _start_worker(worker_id: int) -> None:
     # One worker, one thread: more only fight over the cores that the other workers use.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    sys.excepthook = _print_fault
     # A worker keeps its fork server alive and, seeing it alive, goes on for ever after the run has been killed.
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _print_fault(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    # The thread that hands a batch over prints what it meets, also where the run was stopped while it took the batch:
+    # that is no fault, and the run has said that it was stopped. What goes wrong in a sample does not come by here.
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _end_with_parent() -> None:
