@@ -28,7 +28,8 @@ from known_motion import source_images
 
 from mme_hf import MMEVideoProcessor, Trajectories, build_tracker, compensate_camera_motion, grid_points
 from mme_hf.motion import estimate_camera_of_flow, remove_camera_motion
-from mme_hf.motion.camera_motion import estimate_camera_of_tracks, is_textured
+from mme_hf.motion.appearance import is_textured
+from mme_hf.motion.camera_motion import estimate_camera_of_tracks
 
 RESULTS = Path(__file__).parent / "results" / "camera_motion.md"
 # (height, width) of frames: of pairs, and of those that the small presets are trained on.

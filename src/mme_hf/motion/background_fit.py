@@ -79,12 +79,21 @@ class Matches:
         px = 2 / max(height, width)
         start, motion = (from_xy - center) * px, (to_xy - from_xy) * px
         half_size = (width * px / 2, height * px / 2)
-        across, below = (start / constant_on(start.device, half_size)).unbind(-1)
-        # The lower border counts as if it were half as far away: people stand there.
-        outward = torch.maximum(across.abs(), torch.where(below > 0, below / 2, -below)).clamp(max=1)
-        weight = (0.05 + outward**4) * usable
+        weight = border_weight(from_xy, frame_size) * usable
         bases = torch.stack(_bases(start, start)).transpose(-1, -2).contiguous()
         return cls(start, motion, usable, weight, bases, _normal_terms(start, motion), center, px, half_size)
+
+
+def border_weight(points_xy: torch.Tensor, frame_size: tuple[int, int]) -> torch.Tensor:
+    """Return how much points in pixels, (..., 2), say of the background, 0.05 to 1.05, shape (...)."""
+    half_width, half_height = frame_size[1] / 2, frame_size[0] / 2
+    center, half_size = constant_on(
+        points_xy.device, [[half_width - 0.5, half_height - 0.5], [half_width, half_height]]
+    )
+    across, below = ((points_xy - center) / half_size).unbind(-1)
+    # The lower border counts as if it were half as far away: people stand there.
+    outward = torch.maximum(across.abs(), torch.where(below > 0, below / 2, -below)).clamp(max=1)
+    return 0.05 + outward**4
 
 
 def _bases(start: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

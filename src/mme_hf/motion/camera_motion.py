@@ -8,28 +8,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 
 from ..point_tracking_mme import check_flow, check_tracked_frames, constant_on
 from ..trajectories_mme import Trajectories, grid_points, is_inside
-from .background_fit import BACKENDS, INLIER_DISTANCE_PX, NUM_HYPOTHESES, Backend, Matches, fit_background
-from .patches import read_patches, square_offsets
+from .appearance import is_dragged, is_shown, is_textured, read_texture
+from .background_fit import (
+    BACKENDS,
+    INLIER_DISTANCE_PX,
+    NUM_HYPOTHESES,
+    Backend,
+    Matches,
+    border_weight,
+    fit_background,
+)
+from .patches import chunk_length
 
-# Hypotheses times points at once: on a CPU what stays in its cache takes two thirds of the time.
-MAX_CHUNK_ELEMENTS = {"cpu": 2**19, "cuda": 2**23}
 NUM_GRID_CELLS = 32
-# Structure-tensor eigenvalue in (grey levels / px) ** 2: absolute, and as a share of the frame's 95th percentile.
-MIN_TEXTURE = 0.5
-MIN_TEXTURE_SHARE = 0.002
-# Texture is averaged over 7 px; looked at every 4 px it costs a fifth of looking everywhere.
-TEXTURE_SPACING_PX = 4
-# A point whose flow says that it moves on its own is looked at again: 3 x 3 pixels around it, 3 px apart (5 x 5 tell no
-# more). It moves with the camera if that explains them better than its flow, by a tenth and half a grey value: enough
-# to leave plain surfaces, where both explain them alike, to the flow.
-SAMPLES_PER_SIDE = 3
-SAMPLE_SPACING_PX = 3.0
-MAX_ERROR_RATIO = 0.9
-MIN_GAIN_GREY_LEVELS = 0.5
+# Of the weight of textured places, what must look as the camera's motion says. Where an object hides so much background
+# that flow follows it everywhere, the flow agrees with itself, and only the pictures show that it is wrong.
+MIN_SHOWN_SHARE = 0.75
+NUM_CHECKED_CELLS = 16
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +84,7 @@ def estimate_camera_motion(
     if frame_size is None:
         x, y = starts.flatten(0, 1).amax(0).tolist()
         frame_size = (max(int(y) + 1, 1), max(int(x) + 1, 1))
-    step = max(1, MAX_CHUNK_ELEMENTS.get(usable.device.type, 2**19) // (NUM_HYPOTHESES * num_points))
+    step = chunk_length(usable.device, NUM_HYPOTHESES * num_points)
     chunks = zip(starts.split(step), ends.split(step), usable.split(step), strict=True)
     homographies, found = zip(
         *(fit_background(Matches.of(*chunk, frame_size), backend) for chunk in chunks), strict=True
@@ -106,22 +104,22 @@ def estimate_camera_of_flow(
         backend: See `estimate_camera_motion`.
 
     Returns:
-        Homographies in pixels, shape (..., T, 3, 3), and whether one is found, shape (..., T).
+        Homographies in pixels, shape (..., T, 3, 3), and whether one is found, shape (..., T): with frames, not where
+        they show something else at the border.
 
     Raises:
         ValueError: If shapes disagree, frames are not uint8, or the backend is unknown.
     """
     _check_flow_and_frames(flow, frames)
-    height, width = frame_size = (flow.shape[-2], flow.shape[-1])
-    stride = max(1, round(max(frame_size) / NUM_GRID_CELLS))
-    places = slice(stride // 2, None, stride)
-    pixels = grid_points(height, width, 1).to(flow.device)
-    from_xy = pixels.view(height, width, 2)[places, places].flatten(0, 1)
-    to_xy = from_xy + flow[..., places, places].flatten(-2).transpose(-1, -2)
-    usable = is_inside(to_xy, frame_size)
-    if frames is not None:
-        usable &= _read_texture(is_textured(frames[..., :-1, :, :, :]), from_xy.expand(to_xy.shape))
-    return estimate_camera_motion(from_xy.expand(to_xy.shape), to_xy, usable, frame_size=frame_size, backend=backend)
+    frame_size = (flow.shape[-2], flow.shape[-1])
+    from_xy = _coarse_grid(frame_size, NUM_GRID_CELLS).to(flow.device)
+    x, y = from_xy.long().unbind(-1)
+    to_xy = from_xy + flow[..., y, x].transpose(-1, -2)
+    from_xy, usable = from_xy.expand(to_xy.shape), is_inside(to_xy, frame_size)
+    if frames is None:
+        return estimate_camera_motion(from_xy, to_xy, usable, frame_size=frame_size, backend=backend)
+    begins_in = torch.arange(flow.shape[-4], device=frames.device).expand(flow.shape[:-3])
+    return _estimate_with_frames(frames, begins_in, from_xy, to_xy, usable, backend)
 
 
 @torch.no_grad()
@@ -137,7 +135,8 @@ def compensate_camera_motion(
     Args:
         flow: Motion from each frame to the next in pixels, x then y, shape (..., T, 2, H, W).
         frames: The frames, uint8 RGB, shape (..., T + 1, 3, H, W). With them only textured places are matched, which
-            keeps black bars and plain walls, whose flow is a guess, from passing for a background at rest.
+            keeps black bars and plain walls, whose flow is a guess, from passing for a background at rest, and what is
+            found must be what they show at the border, which keeps an object that fills the frame from passing for it.
         backend: See `estimate_camera_motion`.
 
     Returns:
@@ -159,8 +158,7 @@ def compensate_camera_motion(
     own = flow.flatten(-2).transpose(-1, -2) - of_camera
     if frames is not None:
         begins_in = torch.arange(flow.shape[-4], device=frames.device).expand(flow.shape[:-3])
-        dragged = _is_dragged(frames, begins_in, pixels.expand(own.shape), own, of_camera) & found[..., None]
-        own = own.masked_fill(dragged[..., None], 0.0)
+        own = _without_drag(frames, begins_in, pixels.expand(own.shape), own, of_camera, found)
     return own.transpose(-1, -2).reshape(flow.shape)
 
 
@@ -178,17 +176,18 @@ def estimate_camera_of_tracks(
         tracks, frames, start_frames, backend: See `remove_camera_motion`.
 
     Returns:
-        Homographies in pixels, shape (..., S, L, 3, 3), and whether one is found, shape (..., S, L).
+        Homographies in pixels, shape (..., S, L, 3, 3), and whether one is found, shape (..., S, L): with frames, not
+        where they show something else at the border.
 
     Raises:
         ValueError: If `frames` come without `start_frames`, or do not fit the tracks.
     """
     from_xy, to_xy = tracks.points_xy[..., :-1, :, :], tracks.points_xy[..., 1:, :, :]
     usable = tracks.is_visible[..., :-1, :] & tracks.is_visible[..., 1:, :]
-    if frames is not None:
-        begins_in = _frames_of_steps(tracks, frames, start_frames)
-        usable = usable & _read_texture(is_textured(frames)[..., begins_in, :, :], from_xy)
-    return estimate_camera_motion(from_xy, to_xy, usable, frame_size=tracks.frame_size, backend=backend)
+    if frames is None:
+        return estimate_camera_motion(from_xy, to_xy, usable, frame_size=tracks.frame_size, backend=backend)
+    begins_in = _frames_of_steps(tracks, frames, start_frames).expand(from_xy.shape[:-2])
+    return _estimate_with_frames(frames, begins_in, from_xy, to_xy, usable, backend)
 
 
 @torch.no_grad()
@@ -208,7 +207,7 @@ def remove_camera_motion(
 
     Args:
         tracks: Tracks of points all over the frame.
-        frames: The frames that were tracked, uint8 RGB, shape (..., T, 3, H, W), to match textured places only.
+        frames: The frames that were tracked, uint8 RGB, shape (..., T, 3, H, W); see `compensate_camera_motion`.
         start_frames: Frames that the tracks start at; needed with `frames`.
         backend: See `estimate_camera_motion`.
 
@@ -224,9 +223,8 @@ def remove_camera_motion(
     of_camera = camera_displacements(homographies, from_xy) * found.all(-1)[..., None, None, None]
     own = (to_xy - from_xy) - of_camera
     if frames is not None:
-        begins_in = _frames_of_steps(tracks, frames, start_frames)
-        dragged = _is_dragged(frames, begins_in.expand(own.shape[:-2]), from_xy, own, of_camera)
-        own = own.masked_fill((dragged & found.all(-1)[..., None, None])[..., None], 0.0)
+        begins_in = _frames_of_steps(tracks, frames, start_frames).expand(own.shape[:-2])
+        own = _without_drag(frames, begins_in, from_xy, own, of_camera, found.all(-1, keepdim=True))
     first = positions[..., :1, :, :]
     moved = torch.cat([first, first + own.cumsum(dim=-3)], dim=-3)
     return replace(tracks, points_xy=moved, camera_motion_found=found)
@@ -246,29 +244,6 @@ def camera_displacements(homographies: torch.Tensor, points_xy: torch.Tensor) ->
     return (moved - points_xy * more_depth) / (1 + more_depth)
 
 
-def is_textured(frames: torch.Tensor) -> torch.Tensor:
-    """Return where a frame has structure in both directions, so that its motion is known.
-
-    Args:
-        frames: uint8 RGB, shape (..., 3, H, W).
-
-    Returns:
-        For pixels 0, 4, 8, ... in both directions, bool, shape (..., ceil(H / 4), ceil(W / 4)).
-
-    Source: Shi and Tomasi, Good Features to Track: the smaller eigenvalue of the structure tensor over 7 x 7 px.
-    """
-    grey = frames.reshape(-1, *frames.shape[-3:]).to(torch.float32).mean(1, keepdim=True)
-    padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
-    right = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
-    down = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
-    products = torch.cat([right * right, right * down, down * down], dim=1)
-    means = F.avg_pool2d(products, 7, stride=TEXTURE_SPACING_PX, padding=3, count_include_pad=False)
-    xx, xy, yy = means.unbind(1)
-    smaller = (xx + yy) / 2 - (((xx - yy) / 2).square() + xy.square()).sqrt()
-    limit = (MIN_TEXTURE_SHARE * smaller.flatten(1).quantile(0.95, dim=1)).clamp(min=MIN_TEXTURE)
-    return (smaller > limit[:, None, None]).view(*frames.shape[:-3], *smaller.shape[-2:])
-
-
 def _check_flow_and_frames(flow: torch.Tensor, frames: torch.Tensor | None) -> None:
     check_flow(flow)
     lead, (num_pairs, _, height, width) = flow.shape[:-4], flow.shape[-4:]
@@ -278,13 +253,6 @@ def _check_flow_and_frames(flow: torch.Tensor, frames: torch.Tensor | None) -> N
             f"frames have shape {tuple(frames.shape)} and dtype {frames.dtype}; for this flow they must be {expected} "
             "and torch.uint8."
         )
-
-
-def _read_texture(textured: torch.Tensor, points_xy: torch.Tensor) -> torch.Tensor:
-    """Return what `is_textured` (..., rows, columns) says of points (..., P, 2), those outside read at the border."""
-    rows, columns = textured.shape[-2:]
-    x, y = (points_xy.nan_to_num(0.0) / TEXTURE_SPACING_PX).round().long().unbind(-1)
-    return textured.flatten(-2).gather(-1, y.clamp(0, rows - 1) * columns + x.clamp(0, columns - 1))
 
 
 def _frames_of_steps(tracks: Trajectories, frames: torch.Tensor, start_frames: Sequence[int] | None) -> torch.Tensor:
@@ -300,35 +268,66 @@ def _frames_of_steps(tracks: Trajectories, frames: torch.Tensor, start_frames: S
     return constant_on(frames.device, start_frames)[:, None] + torch.arange(num_steps, device=frames.device)
 
 
-def _is_dragged(
-    frames: torch.Tensor, begins_in: torch.Tensor, from_xy: torch.Tensor, own: torch.Tensor, of_camera: torch.Tensor
-) -> torch.Tensor:
-    """Return which points the frames show to move with the camera, though by their flow they do not.
+def _estimate_with_frames(
+    frames: torch.Tensor,
+    begins_in: torch.Tensor,
+    from_xy: torch.Tensor,
+    to_xy: torch.Tensor,
+    usable: torch.Tensor,
+    backend: Backend,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `estimate_camera_motion` of textured points where the pictures agree with it.
 
     Args:
         frames: uint8 RGB, shape (..., T, 3, H, W).
         begins_in: Number of the frame that each step begins in, shape (..., *steps).
-        from_xy: Points there, shape (..., *steps, P, 2).
-        own: Their motion less that of the camera, same shape.
-        of_camera: Motion of the camera at these points, same shape.
-
-    Returns:
-        bool, shape (..., *steps, P).
+        from_xy, to_xy, usable, backend: See `estimate_camera_motion`.
     """
-    clips, num_frames, frame_size = frames.shape[:-4], frames.shape[-4], tuple(frames.shape[-2:])
-    grey = frames.flatten(0, -4).to(torch.float32).mean(1)
-    of_clip = torch.arange(clips.numel(), device=frames.device) * num_frames
-    indices = (begins_in.reshape(clips.numel(), -1) + of_clip[:, None]).flatten()
-    points, *motions = (values.reshape(-1, *values.shape[-2:]) for values in (from_xy, own + of_camera, of_camera))
-    offsets = square_offsets(SAMPLES_PER_SIDE, SAMPLE_SPACING_PX, frames.device)
-    step = max(1, MAX_CHUNK_ELEMENTS.get(frames.device.type, 2**19) // (len(offsets) * max(1, points.shape[1])))
-    dragged = []
-    for index, at, flow, camera in zip(*(values.split(step) for values in (indices, points, *motions)), strict=True):
-        here = read_patches(grey[index], at, offsets, frame_size)  # (pairs, P, K)
-        by_flow, by_camera = (
-            (read_patches(grey[index + 1], at + motion, offsets, frame_size) - here).abs().mean(-1)
-            for motion in (flow, camera)
-        )
-        seen = is_inside(at + flow, frame_size) & is_inside(at + camera, frame_size)
-        dragged.append(seen & (by_camera < MAX_ERROR_RATIO * by_flow - MIN_GAIN_GREY_LEVELS))
-    return torch.cat(dragged).view(own.shape[:-1]) & (own.norm(dim=-1) > INLIER_DISTANCE_PX)
+    frame_size = tuple(frames.shape[-2:])
+    textured = _of_steps(is_textured(frames), begins_in)
+    usable = usable & read_texture(textured, from_xy)
+    homographies, found = estimate_camera_motion(from_xy, to_xy, usable, frame_size=frame_size, backend=backend)
+    if not found.numel():
+        return homographies, found
+    places = _coarse_grid(frame_size, NUM_CHECKED_CELLS).to(frames.device)
+    motion = camera_displacements(homographies, places)
+    places = places.expand(motion.shape)
+    checked = read_texture(textured, places) & is_inside(places + motion, frame_size)
+    weight = border_weight(places, frame_size)
+    shown = is_shown(frames, begins_in, places, motion, checked)
+    found = found & ((weight * shown).sum(-1) >= MIN_SHOWN_SHARE * (weight * checked).sum(-1))
+    return homographies.where(found[..., None, None], torch.eye(3, device=found.device)), found
+
+
+def _coarse_grid(frame_size: tuple[int, int], num_cells: int) -> torch.Tensor:
+    """Return pixels of which about so many lie along the longer side, one at least along each, row by row, (P, 2)."""
+    height, width = frame_size
+    stride = max(1, round(max(frame_size) / num_cells))
+    y, x = (torch.arange(min(stride, length) // 2, length, stride) for length in (height, width))
+    return torch.cartesian_prod(y, x).flip(-1).float()
+
+
+def _of_steps(of_frames: torch.Tensor, begins_in: torch.Tensor) -> torch.Tensor:
+    """Return what belongs to the frames (..., T, A, B) that steps (..., *steps) begin in, (..., *steps, A, B)."""
+    num_clips = of_frames.shape[:-3].numel()
+    clips = torch.arange(num_clips, device=of_frames.device)[:, None]
+    chosen = of_frames.reshape(num_clips, *of_frames.shape[-3:])[clips, begins_in.reshape(num_clips, -1)]
+    return chosen.view(*begins_in.shape, *of_frames.shape[-2:])
+
+
+def _without_drag(
+    frames: torch.Tensor,
+    begins_in: torch.Tensor,
+    from_xy: torch.Tensor,
+    own: torch.Tensor,
+    of_camera: torch.Tensor,
+    found: torch.Tensor,
+) -> torch.Tensor:
+    """Return the motion of points less the camera's, 0 where it is only that of an object nearby.
+
+    Args:
+        frames, begins_in, from_xy, own, of_camera: See `is_dragged`.
+        found: Where the camera's motion has been taken out, broadcasts with (..., *steps).
+    """
+    dragged = is_dragged(frames, begins_in, from_xy, own, of_camera) & (own.norm(dim=-1) > INLIER_DISTANCE_PX)
+    return own.masked_fill((dragged & found[..., None])[..., None], 0.0)

@@ -1,9 +1,12 @@
-"""What frames look like around points."""
+"""What frames look like around points, and how much of it is read at once."""
 
 import torch
 import torch.nn.functional as F
 
 from ..point_tracking_mme import constant_on
+
+# Numbers worked on at once: on a CPU what stays in its cache takes two thirds of the time.
+MAX_CHUNK_ELEMENTS = {"cpu": 2**19, "cuda": 2**23}
 
 
 def square_offsets(num_per_side: int, spacing_px: float, device: torch.device) -> torch.Tensor:
@@ -27,3 +30,8 @@ def read_patches(
     # grid_sample's coordinates span the frame's edges, -0.5 to W - 0.5, as -1 to 1, at any resolution.
     places = (points_xy[..., None, :] + offsets_px + 0.5) * constant_on(images.device, [2 / width, 2 / height]) - 1
     return F.grid_sample(images[:, None], places, padding_mode="border", align_corners=False)[:, 0]
+
+
+def chunk_length(device: torch.device, num_elements: int) -> int:
+    """Return how many items of so many numbers are best worked on at once."""
+    return max(1, MAX_CHUNK_ELEMENTS.get(device.type, 2**19) // max(1, num_elements))
