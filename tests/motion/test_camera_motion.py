@@ -14,7 +14,7 @@ from conftest import moving_texture
 
 from mme_hf import Trajectories, build_tracker, compensate_camera_motion, open_video
 from mme_hf.data import load_sample_records
-from mme_hf.motion import estimate_camera_motion, estimate_camera_of_flow, remove_camera_motion
+from mme_hf.motion import camera_motion, estimate_camera_motion, estimate_camera_of_flow, remove_camera_motion
 from mme_hf.motion.appearance import is_textured
 from mme_hf.trajectories_mme import grid_points
 
@@ -382,10 +382,53 @@ def test_a_camera_that_the_frames_do_not_show_is_refused(backend):
 
 def test_noise_does_not_hide_what_frames_show():
     frames, _ = panned(((0.0, 0.0), (3.0, 0.0)))
-    noise = 8 * torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))
+    noise = 20 * torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))
     noisy = (frames + noise).round().clamp(0, 255).to(torch.uint8)
     assert estimate_camera_of_flow(flow_of(homography(pan=(3.0, 0.0))), noisy)[1].all()
     assert not estimate_camera_of_flow(flow_of(homography(pan=(-4.0, 5.0))), noisy)[1].any()
+
+
+@pytest.mark.parametrize("is_found", [True, False])
+def test_what_frames_show_counts_at_the_border(is_found):
+    # The flow is that of a pan; frames show it but in the middle two fifths, or in the middle four fifths alone.
+    frames, _ = panned(((0.0, 0.0), (3.0, 0.0)))
+    other, _ = panned(((0.0, 0.0), (-4.0, 5.0)), seed=1)
+    share = 0.4 if is_found else 0.8
+    rows, columns = (slice(round(n * (1 - share**0.5) / 2), round(n * (1 + share**0.5) / 2)) for n in (HEIGHT, WIDTH))
+    middle = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+    middle[rows, columns] = True
+    mixed = torch.where(middle == is_found, other, frames)
+    assert estimate_camera_of_flow(flow_of(homography(pan=(3.0, 0.0))), mixed)[1].tolist() == [is_found]
+
+
+@pytest.mark.parametrize("pan", [(-3, -3), (3, 3), (2, -4)])
+def test_what_a_pan_brings_to_the_border_is_not_held_against_it(pan, monkeypatch):
+    # Nothing but the camera moves, so all that can be compared is shown; beyond the border nothing can.
+    monkeypatch.setattr(camera_motion, "MIN_SHOWN_SHARE", 0.97)
+    noise = torch.rand(3, 134, 134, generator=torch.Generator().manual_seed(0))
+    image = (255 * torch.nn.functional.avg_pool2d(noise, 3, 1)).to(torch.uint8)
+    frames = torch.stack([image[:, 10 - y : 122 - y, 10 - x : 122 - x] for x, y in ((0, 0), pan)])
+    flow = torch.tensor(pan, dtype=torch.float32)[:, None, None].expand(1, 2, 112, 112)
+    assert estimate_camera_of_flow(flow, frames)[1].all()
+
+
+def test_every_start_of_every_clip_is_asked_of_its_own_frame():
+    frames, flow = panned(PLACES[0])
+    frames, tracks = torch.stack([frames, frames]), tracks_of(torch.stack([flow, flow]))
+    frames[0] = 90  # plain: nothing to match
+    frames[1, 0] = 90
+    assert remove_camera_motion(tracks, frames, (0, 1)).camera_motion_found.tolist() == [
+        [[False], [False]],
+        [[False], [True]],
+    ]
+
+
+def test_an_empty_batch_has_no_camera_motion_to_remove():
+    frames, flow = panned(PLACES[0])
+    tracks = tracks_of(flow.expand(2, *flow.shape))
+    none = Trajectories(tracks.points_xy[:0], tracks.is_visible[:0], tracks.frame_size)
+    left = remove_camera_motion(none, frames.expand(0, *frames.shape), (0, 1))
+    assert left.points_xy.shape == none.points_xy.shape and left.camera_motion_found.shape == (0, 2, 1)
 
 
 def test_with_frames_starts_of_a_batch_are_compared_with_their_own_frames():

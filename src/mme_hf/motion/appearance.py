@@ -23,6 +23,7 @@ MIN_GAIN_GREY_LEVELS = 0.5
 # What has moved so looks alike in the next frame: 3 x 3 samples 2 px apart correlate, or differ by no more than noise
 # makes them: it is of half of the places at least, and less than what one place differs from another.
 SHOWN_SPACING_PX = 2.0
+SHOWN_REACH_PX = 2  # of the outer samples
 MIN_CORRELATION = 0.8
 MAX_ERROR_AGAINST_MEDIAN = 2.0
 MIN_ERROR_GREY_LEVELS = 2.0

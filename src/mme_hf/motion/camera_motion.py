@@ -11,7 +11,7 @@ import torch
 
 from ..point_tracking_mme import check_flow, check_tracked_frames, constant_on
 from ..trajectories_mme import Trajectories, grid_points, is_inside
-from .appearance import is_dragged, is_shown, is_textured, read_texture
+from .appearance import SHOWN_REACH_PX, is_dragged, is_shown, is_textured, read_texture
 from .background_fit import (
     BACKENDS,
     INLIER_DISTANCE_PX,
@@ -112,7 +112,7 @@ def estimate_camera_of_flow(
     """
     _check_flow_and_frames(flow, frames)
     frame_size = (flow.shape[-2], flow.shape[-1])
-    from_xy = _coarse_grid(frame_size, NUM_GRID_CELLS).to(flow.device)
+    from_xy = _coarse_grid(frame_size, NUM_GRID_CELLS, flow.device)
     x, y = from_xy.long().unbind(-1)
     to_xy = from_xy + flow[..., y, x].transpose(-1, -2)
     from_xy, usable = from_xy.expand(to_xy.shape), is_inside(to_xy, frame_size)
@@ -135,8 +135,8 @@ def compensate_camera_motion(
     Args:
         flow: Motion from each frame to the next in pixels, x then y, shape (..., T, 2, H, W).
         frames: The frames, uint8 RGB, shape (..., T + 1, 3, H, W). With them only textured places are matched, which
-            keeps black bars and plain walls, whose flow is a guess, from passing for a background at rest, and what is
-            found must be what they show at the border, which keeps an object that fills the frame from passing for it.
+            keeps black bars and plain walls, whose flow is a guess, from passing for a background at rest. What is
+            found must be what they show at the border: often that stops an object that fills the frame as well.
         backend: See `estimate_camera_motion`.
 
     Returns:
@@ -276,34 +276,40 @@ def _estimate_with_frames(
     usable: torch.Tensor,
     backend: Backend,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `estimate_camera_motion` of textured points where the pictures agree with it.
+    """Return `estimate_camera_motion` of textured points where the frames do not refute it.
+
+    They refute what their textured border does not show, if it is off by some pixels: on smooth texture, by 4. Where
+    nothing at the border is textured an object vouches for itself.
 
     Args:
         frames: uint8 RGB, shape (..., T, 3, H, W).
         begins_in: Number of the frame that each step begins in, shape (..., *steps).
         from_xy, to_xy, usable, backend: See `estimate_camera_motion`.
     """
-    frame_size = tuple(frames.shape[-2:])
+    if not usable.numel():
+        return estimate_camera_motion(from_xy, to_xy, usable, backend=backend)
+    frame_size = height, width = tuple(frames.shape[-2:])
     textured = _of_steps(is_textured(frames), begins_in)
     usable = usable & read_texture(textured, from_xy)
     homographies, found = estimate_camera_motion(from_xy, to_xy, usable, frame_size=frame_size, backend=backend)
-    if not found.numel():
-        return homographies, found
-    places = _coarse_grid(frame_size, NUM_CHECKED_CELLS).to(frames.device)
+    places = _coarse_grid(frame_size, NUM_CHECKED_CELLS, frames.device)
     motion = camera_displacements(homographies, places)
     places = places.expand(motion.shape)
-    checked = read_texture(textured, places) & is_inside(places + motion, frame_size)
+    # Beyond the border there is nothing to compare with.
+    reach, inner_size = SHOWN_REACH_PX, (height - 2 * SHOWN_REACH_PX, width - 2 * SHOWN_REACH_PX)
+    checked = is_inside(places - reach, inner_size) & is_inside(places + motion - reach, inner_size)
+    checked = checked & read_texture(textured, places)
     weight = border_weight(places, frame_size)
     shown = is_shown(frames, begins_in, places, motion, checked)
     found = found & ((weight * shown).sum(-1) >= MIN_SHOWN_SHARE * (weight * checked).sum(-1))
     return homographies.where(found[..., None, None], torch.eye(3, device=found.device)), found
 
 
-def _coarse_grid(frame_size: tuple[int, int], num_cells: int) -> torch.Tensor:
+def _coarse_grid(frame_size: tuple[int, int], num_cells: int, device: torch.device) -> torch.Tensor:
     """Return pixels of which about so many lie along the longer side, one at least along each, row by row, (P, 2)."""
     height, width = frame_size
     stride = max(1, round(max(frame_size) / num_cells))
-    y, x = (torch.arange(min(stride, length) // 2, length, stride) for length in (height, width))
+    y, x = (torch.arange(min(stride, length) // 2, length, stride, device=device) for length in (height, width))
     return torch.cartesian_prod(y, x).flip(-1).float()
 
 
@@ -329,5 +335,7 @@ def _without_drag(
         frames, begins_in, from_xy, own, of_camera: See `is_dragged`.
         found: Where the camera's motion has been taken out, broadcasts with (..., *steps).
     """
+    if not own.numel():
+        return own
     dragged = is_dragged(frames, begins_in, from_xy, own, of_camera) & (own.norm(dim=-1) > INLIER_DISTANCE_PX)
     return own.masked_fill((dragged & found[..., None])[..., None], 0.0)
