@@ -13,17 +13,18 @@ MIN_TEXTURE = 0.5
 MIN_TEXTURE_SHARE = 0.002
 # Texture is averaged over 7 px; looked at every 4 px it costs a fifth of looking everywhere.
 TEXTURE_SPACING_PX = 4
-# A point whose flow says that it moves on its own is looked at again: 3 x 3 pixels around it, 3 px apart (5 x 5 tell no
-# more). It moves with the camera if that explains them better than its flow, by a tenth and half a grey value: enough
-# to leave plain surfaces, where both explain them alike, to the flow.
+# 3 x 3 pixels around a point are compared; 5 x 5 tell no more.
 SAMPLES_PER_SIDE = 3
-SAMPLE_SPACING_PX = 3.0
+# A point whose flow says that it moves on its own moves with the camera if that explains what is around it, 3 px apart,
+# better than its flow does, by a tenth and half a grey value: enough to leave plain surfaces, where both explain it
+# alike, to the flow.
+DRAGGED_SPACING_PX = 3.0
 MAX_ERROR_RATIO = 0.9
 MIN_GAIN_GREY_LEVELS = 0.5
-# What has moved so looks alike in the next frame: 3 x 3 samples 2 px apart correlate, or differ by no more than noise
-# makes them: it is of half of the places at least, and less than what one place differs from another.
+# What has moved so looks alike in the next frame: samples 2 px apart correlate, or differ by no more than noise makes
+# them: less than twice the median of all places, and than one place differs from another.
 SHOWN_SPACING_PX = 2.0
-SHOWN_REACH_PX = 2  # of the outer samples
+SHOWN_REACH_PX = (SAMPLES_PER_SIDE - 1) / 2 * SHOWN_SPACING_PX
 MIN_CORRELATION = 0.8
 MAX_ERROR_AGAINST_MEDIAN = 2.0
 MIN_ERROR_GREY_LEVELS = 2.0
@@ -108,7 +109,7 @@ def is_dragged(
         bool, shape (..., *steps, P).
     """
     frame_size = tuple(frames.shape[-2:])
-    offsets = square_offsets(SAMPLES_PER_SIDE, SAMPLE_SPACING_PX, frames.device)
+    offsets = square_offsets(SAMPLES_PER_SIDE, DRAGGED_SPACING_PX, frames.device)
     dragged = []
     for before, after, at, flow, camera in _steps(frames, begins_in, from_xy, own + of_camera, of_camera):
         here = read_patches(before, at, offsets, frame_size)  # (steps, P, K)

@@ -86,11 +86,9 @@ class Matches:
 
 def border_weight(points_xy: torch.Tensor, frame_size: tuple[int, int]) -> torch.Tensor:
     """Return how much points in pixels, (..., 2), say of the background, 0.05 to 1.05, shape (...)."""
-    half_width, half_height = frame_size[1] / 2, frame_size[0] / 2
-    center, half_size = constant_on(
-        points_xy.device, [[half_width - 0.5, half_height - 0.5], [half_width, half_height]]
-    )
-    across, below = ((points_xy - center) / half_size).unbind(-1)
+    height, width = frame_size
+    center = constant_on(points_xy.device, [(width - 1) / 2, (height - 1) / 2])
+    across, below = ((points_xy - center) / constant_on(points_xy.device, [width / 2, height / 2])).unbind(-1)
     # The lower border counts as if it were half as far away: people stand there.
     outward = torch.maximum(across.abs(), torch.where(below > 0, below / 2, -below)).clamp(max=1)
     return 0.05 + outward**4

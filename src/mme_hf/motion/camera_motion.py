@@ -289,7 +289,7 @@ def _estimate_with_frames(
     if not usable.numel():
         return estimate_camera_motion(from_xy, to_xy, usable, backend=backend)
     frame_size = height, width = tuple(frames.shape[-2:])
-    textured = _of_steps(is_textured(frames), begins_in)
+    textured = _of_steps(is_textured(frames[..., :-1, :, :, :]), begins_in)  # no step begins in the last frame
     usable = usable & read_texture(textured, from_xy)
     homographies, found = estimate_camera_motion(from_xy, to_xy, usable, frame_size=frame_size, backend=backend)
     places = _coarse_grid(frame_size, NUM_CHECKED_CELLS, frames.device)
