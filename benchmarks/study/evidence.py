@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 NUM_RESAMPLES = 10_000
+# What judges a row beside the probes.
+FINETUNED = "fine-tuned"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Evidence:
         self.pictures = _by_row_and_seed(folder / "pictures")
         sets = json.loads((folder / "sets.json").read_text()) if (folder / "sets.json").exists() else {}
         self.groups = {name: found["test_groups"] for name, found in sets.items()}
+        self.chances = {name: 1 / found["num_classes"] for name, found in sets.items()}
         probed = {name for found in self.probes.values() for name in found["probes"]}
         self.sets = sorted(probed | set(self.handmade))
 
@@ -72,8 +75,14 @@ class Evidence:
 
     def finetuning(self, row: str, actions: str, order: str = "forwards") -> Measured:
         """Return what fine-tuned models were right about, with the frames of clips in some order."""
-        found = [one for one in self.finetunings if (one["row"], one["set"]) == (row, actions)]
-        return Measured(tuple(one["motion_sensitivity"][order]["top1"] for one in found))
+        return Measured(tuple(one["motion_sensitivity"][order]["top1"] for one in self._finetuned(row, actions)))
+
+    def same_guess(self, row: str, actions: str, order: str) -> Measured:
+        """Return how many guesses of fine-tuned models are what they are with the frames of clips in order."""
+        return Measured(tuple(one["motion_sensitivity"][order]["same_guess"] for one in self._finetuned(row, actions)))
+
+    def _finetuned(self, row: str, actions: str) -> list[dict[str, Any]]:
+        return [one for one in self.finetunings if (one["row"], one["set"]) == (row, actions)]
 
     def explained(self, row: str) -> dict[str, Measured]:
         """Return the explained share of each target that a row was trained on, on clips of the test videos."""
@@ -93,16 +102,23 @@ class Evidence:
             Measured(tuple(one["read"]["test_top1"] for one in found)),
         )
 
-    def is_right(self, row: str, probe: str, actions: str) -> dict[int, list[bool]]:
-        """Return, by seed, which test videos a probe was right about."""
+    def is_right(self, row: str, judge: str, actions: str) -> dict[int, list[bool]]:
+        """Return, by seed, which test videos of a set a probe, or the model "fine-tuned" on it, was right about."""
+        if judge == FINETUNED:
+            return {one["seed"]: one["test_is_right"] for one in self._finetuned(row, actions)}
         return {
-            seed: found["probes"][actions][probe]["seeds"][0]["test_is_right"]
+            seed: found["probes"][actions][judge]["seeds"][0]["test_is_right"]
             for (name, seed), found in sorted(self.probes.items())
-            if name == row
+            if name == row and judge in found["probes"].get(actions, {})
         }
 
-    def shared_seeds(self, row: str, other: str) -> list[int]:
-        """Return the seeds of pre-training that the probes of both rows have been run with."""
+    def shared_seeds(self, row: str, other: str, judge: str, actions: str) -> list[int]:
+        """Return the seeds with which both rows have been judged on a set; `judge` is as in `is_right`."""
+        ours, theirs = (self.is_right(name, judge, actions) for name in (row, other))
+        return sorted(seed for seed in ours if seed in theirs)
+
+    def probed_seeds(self, row: str, other: str) -> list[int]:
+        """Return the seeds that the probes of both rows have been run with."""
         return sorted(seed for name, seed in self.probes if name == row and (other, seed) in self.probes)
 
     def gain(self, row: str, other: str, probe: str, figure: str) -> float | None:
@@ -110,8 +126,7 @@ class Evidence:
 
         None without a seed that both were run with.
         """
-        seeds = self.shared_seeds(row, other)
-        pairs = [[self.probes[name, seed]["probes"] for name in (row, other)] for seed in seeds]
+        pairs = [[self.probes[name, seed]["probes"] for name in (row, other)] for seed in self.probed_seeds(row, other)]
         gains = [
             ours[actions][probe]["seeds"][0][figure] - theirs[actions][probe]["seeds"][0][figure]
             for ours, theirs in pairs
@@ -119,15 +134,15 @@ class Evidence:
         ]
         return statistics.mean(gains) if gains else None
 
-    def difference(self, row: str, other: str, probe: str, actions: str) -> tuple[float, float, float] | None:
+    def difference(self, row: str, other: str, judge: str, actions: str) -> tuple[float, float, float] | None:
         """Return by how much a row is better than another, and the 95 % interval of `paired_bootstrap`.
 
-        None without a seed that both were run with.
+        None without a seed that both were run with. `judge` is as in `is_right`.
         """
-        seeds = self.shared_seeds(row, other)
+        seeds = self.shared_seeds(row, other, judge, actions)
         if not seeds:
             return None
-        ours, theirs = self.is_right(row, probe, actions), self.is_right(other, probe, actions)
+        ours, theirs = (self.is_right(name, judge, actions) for name in (row, other))
         gains = np.array([np.subtract(ours[seed], theirs[seed], dtype=float) for seed in seeds])
         return paired_bootstrap(gains, self.groups.get(actions))
 

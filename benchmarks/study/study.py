@@ -75,7 +75,7 @@ class Study:
         self.results_dir = args.results_dir / args.size
         self.work_dir = args.work_dir.resolve() / args.size
         self.sets, self.all = write_manifests(args.data.resolve(), args.work_dir.resolve() / "data")
-        self._write_groups()
+        self._write_sets()
         self.deadline = time.monotonic() + 60 * args.minutes
 
     def run(self) -> None:
@@ -87,7 +87,7 @@ class Study:
                 continue
             if time.monotonic() > self.deadline:
                 print("out of time; the same command goes on from here")
-                return
+                break
             print(f"{name} ...", flush=True)
             started = time.perf_counter()
             try:
@@ -111,14 +111,18 @@ class Study:
         if left_out:
             sys.exit(f"left out for want of weights: {', '.join(left_out)}")
 
-    def _write_groups(self) -> None:
-        """Write which test videos are of one group, in the order of the sets' manifests: intervals need it."""
-        numbers = {
-            actions.name: numbered([line["group"] for line in read_lines(actions.test)]) for actions in self.sets
-        }
+    def _write_sets(self) -> None:
+        """Write what tables need of the sets: how many classes, and which test videos are of one group, in order."""
+        facts = {}
+        for actions in self.sets:
+            lines = read_lines(actions.test)
+            num_classes = len({line["label"] for line in lines})
+            facts[actions.name] = {
+                "num_classes": num_classes,
+                "test_groups": numbered([line["group"] for line in lines]),
+            }
         self.results_dir.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({name: {"test_groups": groups} for name, groups in numbers.items()})
-        (self.results_dir / "sets.json").write_text(text + "\n", encoding="utf-8")
+        (self.results_dir / "sets.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
     def pieces(self) -> Iterator[tuple[str, Any]]:
         """Yield name and function of every piece: rates, the rows that have all seeds, seed by seed, then the rest."""
@@ -188,7 +192,7 @@ class Study:
         """Return the rate that left most of a row's targets explained, the mean over targets."""
         name = row.rate_of or row.name
         scores = self.scores_of_rates(name)
-        if not set(self.size.learning_rates) <= set(scores):
+        if not set(self.rates_to_try(BY_NAME[name])) <= set(scores):
             sys.exit(f"not all learning rates of {name} were tried yet: run its pieces of the kind rates before.")
         return max(scores, key=scores.get)
 

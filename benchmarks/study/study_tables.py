@@ -12,9 +12,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from evidence import Evidence, Measured
+from evidence import FINETUNED, Evidence, Measured
 from handmade import HANDMADE
 from objectives import BY_NAME, ROWS, SIZES
+
+from mme_hf.training.arguments import PretrainingArguments
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PROBES = {"linear": "Linear", "attentive": "Attentive", "knn": "kNN"}
@@ -43,24 +45,28 @@ def write_all(results_dir: Path, size: str) -> None:
     sections = [
         f"# Study, size {size}",
         "Written by `study_tables.py` from the JSON files in this folder: percent of test videos that are right, mean "
-        "and standard deviation (of a sample) over seeds of pre-training. No choice is made on test videos.",
+        "and standard deviation (of a sample) over seeds, each of which decides weights, pre-training and probe (of "
+        "what is made by hand the probe alone). No choice is made on test videos.",
         "## Frozen features",
         *(f"### {words} probe\n\n{probe_table(evidence, probe)}" for probe, words in PROBES.items()),
         "### Motion that is read from features\n\nBy a linear map to the motion of a token, fitted without labels of "
         "classes. Explained: 1 - squared error / squared error of always predicting the training mean, on test clips. "
         "Right: a linear probe that learnt the classes from measured motion in 3 x 3 parts of the frame, given what is "
         "read.\n\n" + readout_table(evidence),
-        "## Fine-tuned\n\n" + finetuning_table(evidence),
-        "## Differences\n\nOf the attentive probe, in points, with the 95 % interval of a paired bootstrap over the "
-        "seeds that both rows have and over groups of videos, of one scene or actor, where these are known. Of one "
-        "seed the interval says nothing of other seeds.\n\n" + difference_table(evidence),
+        "## Fine-tuned\n\nWith the frames of clips in order, and not; and the share of guesses that stay the same "
+        "where the middle frame of a clip takes the place of all others.\n\n" + finetuning_table(evidence),
+        "## Differences\n\nOf the attentive probe and of fine-tuned models, in points, with the 95 % interval of a "
+        "paired bootstrap over the seeds that both rows have and over groups of videos, of one scene or actor, where "
+        "these are known. Of one seed the interval says nothing of other seeds.\n\n" + difference_table(evidence),
         "## Defaults\n\nRows that give up a default of the package against those that keep it, in points, the mean "
         "over sets and the seeds that both have: on the training videos that probes are chosen by, and on test videos. "
         f"A default gives way if both probes are better without it by {100 * DEFAULT_GIVES_WAY:.0f} points on the "
         "former; of one seed alone it is in doubt, and more are to be run. Nothing is chosen by the latter.\n\n"
         + default_table(evidence),
         "## Motion of held-out clips that is explained\n\n1 - squared error / squared error of always predicting the "
-        "training mean, on clips of the test videos.\n\n" + explained_table(evidence),
+        "training mean, on clips of test videos: "
+        f"{PretrainingArguments.max_eval_videos} of them, evenly spread, if there are more.\n\n"
+        + explained_table(evidence),
         *(
             f"## Predicted motion, pre-trained to predict {BY_NAME[row].about}\n\n![Frames of a clip that no row was "
             f"trained on, visible patches, true and predicted motion]({found['picture']})"
@@ -101,7 +107,14 @@ def probe_table(evidence: Evidence, probe: str) -> str:
     if found:
         figures = [Measured((found[actions],) if actions in found else ()) for actions in evidence.sets]
         lines.append(["no model: the measured motion of all tokens", *figures, 1])
+    lines += _chance(evidence)
     return table(["pre-trained to predict", *evidence.sets, "seeds"], lines)
+
+
+def _chance(evidence: Evidence) -> list[list[object]]:
+    """Return the last line of a table: what is right by chance, where classes are drawn alike."""
+    chances = [Measured((evidence.chances[name],)) if name in evidence.chances else "-" for name in evidence.sets]
+    return [["chance", *chances, "-"]] if evidence.chances else []
 
 
 def readout_table(evidence: Evidence) -> str:
@@ -121,26 +134,33 @@ def readout_table(evidence: Evidence) -> str:
 def finetuning_table(evidence: Evidence) -> str:
     names = [row.name for row in ROWS if any(found["row"] == row.name for found in evidence.finetunings)]
     lines = [
-        [BY_NAME[name].about, actions, *(evidence.finetuning(name, actions, order) for order in ORDERS)]
+        [
+            BY_NAME[name].about,
+            actions,
+            *(evidence.finetuning(name, actions, order) for order in ORDERS),
+            evidence.same_guess(name, actions, "frozen"),
+            len(evidence.finetuning(name, actions).values),
+        ]
         for name in names
         for actions in evidence.sets
     ]
-    return table(["pre-trained to predict", "set", *ORDERS], lines)
+    return table(["pre-trained to predict", "set", *ORDERS, "same guess, frozen", "seeds"], lines)
 
 
 def difference_table(evidence: Evidence) -> str:
     lines = []
-    counts = dict(_rows_and_seeds(evidence.probes))
-    pairs = [(name, rival) for name in counts for rival in _rivals(name) if rival in counts]
-    for name, rival in pairs:
-        cells = [evidence.difference(name, rival, "attentive", actions) for actions in evidence.sets]
-        texts = [
-            "-" if cell is None else f"{100 * cell[0]:+.1f} ({100 * cell[1]:+.1f} to {100 * cell[2]:+.1f})"
-            for cell in cells
-        ]
-        num_seeds = len(evidence.shared_seeds(name, rival))
-        lines.append([BY_NAME[name].about, BY_NAME[rival].about, *texts, num_seeds])
-    return table(["pre-trained to predict", "against", *evidence.sets, "seeds"], lines)
+    for judge in ("attentive", FINETUNED):
+        for name, rival in ((row.name, rival) for row in ROWS for rival in _rivals(row.name)):
+            cells = [evidence.difference(name, rival, judge, actions) for actions in evidence.sets]
+            if not any(cells):
+                continue
+            texts = [
+                "-" if cell is None else f"{100 * cell[0]:+.1f} ({100 * cell[1]:+.1f} to {100 * cell[2]:+.1f})"
+                for cell in cells
+            ]
+            num_seeds = max(len(evidence.shared_seeds(name, rival, judge, actions)) for actions in evidence.sets)
+            lines.append([judge, BY_NAME[name].about, BY_NAME[rival].about, *texts, num_seeds])
+    return table(["judged by", "pre-trained to predict", "against", *evidence.sets, "seeds"], lines)
 
 
 def _rivals(name: str) -> list[str]:
@@ -158,7 +178,7 @@ def default_table(evidence: Evidence) -> str:
     for row in (row for row in ROWS if row.default):
         figures = [(part, probe) for part in ("validation_top1", "test_top1") for probe in ("linear", "attentive")]
         gains = [evidence.gain(row.name, row.base, probe, part) for part, probe in figures]
-        num_seeds = len(evidence.shared_seeds(row.name, row.base))
+        num_seeds = len(evidence.probed_seeds(row.name, row.base))
         if not num_seeds:
             lines.append([row.default, row.about, *["-"] * len(gains), 0, "not run"])
             continue
@@ -222,10 +242,12 @@ def draw_probes(evidence: Evidence, path: Path) -> None:
         spreads = [100 * statistics.stdev(one.values) if len(one.values) > 1 else 0 for one in found]
         colours = [_COLOURS.get(name, "tab:blue") for name in names]
         axis.barh(range(len(names)), means, xerr=spreads, color=colours, height=0.7)
+        if actions in evidence.chances:
+            axis.axvline(100 * evidence.chances[actions], color="black", linestyle=":", linewidth=1)
         axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
         axis.invert_yaxis()
         axis.set_title(actions.replace("_", " "))
-        axis.set_xlabel("top-1 of the attentive probe, %")
+        axis.set_xlabel("top-1 of the attentive probe, %; dotted: chance")
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -240,6 +262,8 @@ def draw_curves(evidence: Evidence, path: Path) -> None:
             steps, shares = zip(*evidence.curve(name, actions), strict=True)
             colour = _COLOURS.get(name, "tab:blue")
             axis.plot(steps, [100 * share for share in shares], marker="o", color=colour, label=name.replace("_", " "))
+        if actions in evidence.chances:
+            axis.axhline(100 * evidence.chances[actions], color="black", linestyle=":", linewidth=1, label="chance")
         axis.set_title(actions.replace("_", " "))
         axis.set_xlabel("updates of pre-training, seed 0")
         axis.spines[["top", "right"]].set_visible(False)
@@ -259,6 +283,8 @@ def draw_orders(evidence: Evidence, path: Path) -> None:
             found = [evidence.finetuning(name, actions, order) for order in ORDERS]
             values = [100 * statistics.mean(one.values) if one.values else float("nan") for one in found]
             axis.plot(ORDERS, values, marker="o", label=name.replace("_", " "))
+        if actions in evidence.chances:
+            axis.axhline(100 * evidence.chances[actions], color="black", linestyle=":", linewidth=1, label="chance")
         axis.set_title(actions.replace("_", " "))
         axis.spines[["top", "right"]].set_visible(False)
     (axes if len(evidence.sets) == 1 else axes[0]).set_ylabel("top-1 after fine-tuning, %")
