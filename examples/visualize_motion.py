@@ -81,12 +81,13 @@ def processor_of(args: argparse.Namespace) -> MMEVideoProcessor:
     return MMEVideoProcessor(**options)
 
 
-def read_clip(args: argparse.Namespace, processor: MMEVideoProcessor) -> tuple[torch.Tensor, float, int]:
-    """Return the raw frames of the clip, uint8 (T, 3, H, W), their rate, and the number of the first."""
+def read_clip(args: argparse.Namespace, processors: list[MMEVideoProcessor]) -> tuple[torch.Tensor, float, int]:
+    """Return raw frames for a clip of each processor, uint8 (T, 3, H, W), their rate, and the number of the first."""
     with open_video(args.video) as reader:
         if reader.num_frames < 2:
             raise ValueError(f"{args.video} has one frame, in which nothing can move.")
-        window = processor.raw_window_for(reader.num_frames)
+        # Of fewer frames than its own a processor would take a slower clip.
+        window = max(processor.raw_window_for(reader.num_frames) for processor in processors)
         latest = reader.num_frames - window
         first = latest // 2 if args.start is None else round(args.start * reader.average_fps)
         if not 0 <= first <= latest:
@@ -106,7 +107,8 @@ def draw(args: argparse.Namespace) -> list[Path]:
     # Tracks as long as from one tubelet to the next follow points through the whole clip without a gap.
     between_tubelets = {"trajectory_num_steps": processor.tubelet_size * processor.frame_stride}
     continuous = MMEVideoProcessor(**{**processor.to_dict(), "motion_targets": {"position": {}}, **between_tubelets})
-    raw_frames, frames_per_second, first = read_clip(args, continuous)
+    shown = [continuous] if model is None else [continuous, processor]
+    raw_frames, frames_per_second, first = read_clip(args, shown)
     observer = ClipObserver(continuous)
     observer(raw_frames, source=args.video, generator=torch.Generator().manual_seed(args.seed))
     (clip,) = observer.clips
@@ -128,8 +130,7 @@ def draw(args: argparse.Namespace) -> list[Path]:
     if model is not None:
         paths.append(folder / f"{stem}_prediction.png")
         generator = torch.Generator().manual_seed(args.seed)
-        own_frames = raw_frames[: processor.raw_window_for(len(raw_frames))]
-        inputs = processor(own_frames, return_targets=True, generator=generator, return_tensors="pt")
+        inputs = processor(raw_frames, return_targets=True, generator=generator, return_tensors="pt")
         draw_motion_prediction(model, processor, inputs, paths[-1], title=f"{stem}, predicted by {args.checkpoint}")
     return paths
 

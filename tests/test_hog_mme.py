@@ -62,6 +62,12 @@ def test_histogram_works_in_float32_whatever_comes_in():
         torch.testing.assert_close(histogram_of_gradients(video.to(dtype)), expected)
 
 
+def test_no_frames_and_no_points_have_no_histograms():
+    assert histogram_of_gradients(torch.zeros(0, 3, 16, 24)).shape == (0, 27, 2, 3)
+    assert histogram_around_points(torch.zeros(0, 3, 16, 24), torch.zeros(0, 5, 2)).shape == (0, 5, 27)
+    assert histogram_around_points(torch.zeros(2, 3, 16, 24), torch.zeros(2, 0, 2)).shape == (2, 0, 27)
+
+
 def test_an_array_is_no_video():
     with pytest.raises(TypeError, match="video is a ndarray; give a tensor, such as torch.from_numpy"):
         histogram_of_gradients(np.zeros((1, 3, 16, 16)))

@@ -140,6 +140,13 @@ def test_given_masks_are_kept():
     assert inputs["masked_indices"].tolist() == [[0, 3, 4, 7]] * len(LENGTHS)
 
 
+def test_as_many_tokens_are_hidden_as_the_clip_was_cut_for():
+    processor = MMEVideoProcessor(**SMALL, mask_type="motion", mask_ratio=0.75)
+    inputs = processor.inputs_from_raw_clips(processor.cut_raw_clips(videos()[0], mask_ratio=0.5))
+    assert inputs["bool_masked_pos"].sum() == 4  # of 2 x 2 x 2 tokens
+    assert inputs["masked_indices"].tolist() == [inputs["bool_masked_pos"][0].nonzero()[:, 0].tolist()]
+
+
 def test_tracks_of_a_clips_own_tracker_travel_with_it():
     class Video:
         num_frames = LENGTHS[0]

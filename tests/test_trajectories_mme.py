@@ -169,6 +169,15 @@ def test_geometry_keeps_a_bright_spot_under_its_point():
     torch.testing.assert_close(tracks.points_xy.flatten(), centre, atol=1e-3, rtol=0)
 
 
+def test_points_of_the_outermost_pixels_of_an_enlarged_box_are_inside():
+    geometry = ClipGeometry(left=8, top=4, width=10, height=10, out_height=20, out_width=20)
+    # The first and the last pixel of the result, a quarter of a source pixel beyond the centres of the box's.
+    ends = geometry.source_points(torch.tensor([[0.0, 0.0], [19.0, 19.0], [19.1, 19.0]]))
+    torch.testing.assert_close(ends[:2], torch.tensor([[7.75, 3.75], [17.25, 13.25]]))
+    tracks = geometry.apply_to_trajectories(Trajectories(ends.view(1, 1, 3, 2), torch.ones(1, 1, 3).bool(), (32, 32)))
+    assert tracks.is_visible.flatten().tolist() == [True, True, False]
+
+
 def test_geometry_is_the_same_for_any_memory_layout_and_batch_shape():
     frames = torch.randint(0, 256, (2, 4, 3, 40, 60), dtype=torch.uint8)
     geometry = ClipGeometry(3, 5, 50, 30, out_height=32, out_width=32)

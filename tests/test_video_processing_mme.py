@@ -494,6 +494,10 @@ def test_motion_target_config_is_in_label_order(processor):
             {"motion_targets": {"shape": {"cell_size_px": 5}}},
             r"patch_size \(16\) does not divide by cell_size_px \(5\)",
         ),
+        (
+            {"motion_targets": {"position": {"cell_size_px": 16}}},
+            r"'position': cell_size_px \(16\) .* the processor's cell_size_px \(8\).*set that of the processor to 16",
+        ),
         ({"motion_targets": ["speed"]}, r"motion target \('speed'\) is unknown"),
         ({"motion_targets": ["shape", "shape"]}, "names a target twice"),
         ({"motion_targets": [3]}, "motion_targets has the entry 3"),
@@ -523,6 +527,21 @@ def test_wrong_options_fail_at_construction_and_in_the_call(options, message):
         MMEVideoProcessor(**{**SMALL, **options})
     with pytest.raises(ValueError, match=message):
         MMEVideoProcessor(**SMALL)(noise(9), return_targets=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("targets", "cell_size_px", "sizes"),
+    [
+        # 9 bins of 3 channels in 4 x 4 cells of 4 px, beside 4 steps of 2 components of 2 x 2 points.
+        ({"shape": {"cell_size_px": 4}, "position": {"cell_size_px": 8}}, 8, [432, 32]),
+        ({"shape": {"cell_size_px": 4}, "position": {}}, 16, [432, 8]),
+    ],
+)
+def test_a_target_that_reads_no_tracks_has_cells_of_its_own(targets, cell_size_px, sizes):
+    processor = MMEVideoProcessor(**SMALL, motion_targets=targets, cell_size_px=cell_size_px)
+    assert [target["size"] for target in processor.motion_target_config().values()] == sizes
+    inputs = processor(noise(9), return_targets=True, return_tensors="pt")
+    assert inputs["labels"].shape[-1] == sum(sizes)
 
 
 @pytest.mark.parametrize(

@@ -47,10 +47,11 @@ def histogram_of_gradients(video: torch.Tensor, num_bins: int = 9, cell_size_px:
     planes = video.reshape(-1, height, width)
     # Cache-sized pieces pay off on the CPU only; an accelerator wants everything in one launch.
     planes_per_pass = max(1, _PIXELS_PER_PASS // (height * width)) if video.device.type == "cpu" else len(planes)
-    pieces = [
-        _cell_histograms(piece.float(), num_bins, cell_size_px) for piece in planes.split(max(1, planes_per_pass))
-    ]
-    histograms = torch.cat(pieces)  # (..., bins, H / cell, W / cell)
+    rows, columns = height // cell_size_px, width // cell_size_px
+    histograms = video.new_zeros(0, num_bins, rows, columns, dtype=torch.float32)
+    if len(planes):
+        pieces = planes.split(max(1, planes_per_pass))
+        histograms = torch.cat([_cell_histograms(piece.float(), num_bins, cell_size_px) for piece in pieces])
     return histograms.reshape(*video.shape[:-3], video.shape[-3] * num_bins, *histograms.shape[-2:])
 
 
@@ -76,6 +77,8 @@ def histogram_around_points(
     """
     num_channels, height, width = frames.shape[-3:]
     num_points, taps = points_xy.shape[-2], window_size_px + 1
+    if not points_xy.numel():
+        return points_xy.new_zeros(*points_xy.shape[:-1], num_channels * num_bins, dtype=torch.float32)
     planes, points = frames.reshape(-1, num_channels, height, width), points_xy.reshape(-1, num_points, 2)
     frames_per_pass = 1
     if frames.device.type != "cpu":

@@ -96,7 +96,8 @@ def motion_mask(
         Bool, True = hidden, shape (tokens,), tokens in the order time, row, column.
     """
     noise = draw_mask_noise(grid, generator)
-    return mask_from_noise(noise, motion.detach().to("cpu"), grid, mask_ratio, strength)
+    num_patches = num_masked_patches(grid, mask_ratio)
+    return mask_from_noise(noise, motion.detach().to("cpu"), grid, num_patches, strength)
 
 
 def draw_mask_noise(grid: Grid, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -114,7 +115,7 @@ def draw_mask_noise(grid: Grid, generator: torch.Generator | None = None) -> tor
 
 
 def mask_from_noise(
-    noise: torch.Tensor, motion: torch.Tensor, grid: Grid, mask_ratio: float, strength: float = 1.0
+    noise: torch.Tensor, motion: torch.Tensor, grid: Grid, num_patches: int, strength: float = 1.0
 ) -> torch.Tensor:
     """Return the motion-guided masks that noise stands for, see `motion_mask`; batched, on the device of the motion.
 
@@ -122,7 +123,7 @@ def mask_from_noise(
         noise: As `draw_mask_noise` draws it, shape (..., rows * columns).
         motion: How much each patch moves, as many values.
         grid: Tokens in time, rows and columns.
-        mask_ratio: Share of tokens to hide, between 0 and 1.
+        num_patches: How many to hide in each frame, see `num_masked_patches`.
         strength: How much motion decides.
 
     Returns:
@@ -132,7 +133,7 @@ def mask_from_noise(
     weights = motion / motion.mean(-1, keepdim=True).clamp(min=1e-9) + _REST
     # The largest of log weight + Gumbel noise are such a draw without replacement.
     keys = strength * weights.log() - (-noise.log()).log()
-    chosen = keys.topk(num_masked_patches(grid, mask_ratio), dim=-1).indices
+    chosen = keys.topk(num_patches, dim=-1).indices
     mask = torch.zeros(noise.shape, dtype=torch.bool, device=noise.device).scatter(-1, chosen, True)
     return mask.repeat(*[1] * (mask.ndim - 1), grid[0])
 

@@ -217,7 +217,7 @@ def _inputs_of_group(clips: RawClips, options: Any) -> dict[str, torch.Tensor]:
     )
     mask = clips.bool_masked_pos
     if mask is None:
-        mask = _guided_mask(clips.mask_noise, moved, clip.token_grid, options)
+        mask = _guided_mask(clips, moved, clip.token_grid, options)
     return {
         "pixel_values": pixels,
         "bool_masked_pos": mask,
@@ -228,11 +228,13 @@ def _inputs_of_group(clips: RawClips, options: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def _guided_mask(noise: torch.Tensor, moved: Trajectories, grid: Grid, options: Any) -> torch.Tensor:
+def _guided_mask(clips: RawClips, moved: Trajectories, grid: Grid, options: Any) -> torch.Tensor:
     points = tuple(side // options.cell_size_px for side in moved.frame_size)
     motion = patch_motion(moved.displacements, moved.is_visible, points, grid[1:])
     check_finite("motion of the patches", motion)
-    return mask_from_noise(noise, motion, grid, options.mask_ratio, options.motion_mask_strength)
+    # As many as were to be hidden when the clips were cut, which need not be the options' share.
+    num_patches = clips.num_masked // grid[0]
+    return mask_from_noise(clips.mask_noise, motion, grid, num_patches, options.motion_mask_strength)
 
 
 def _token_grid(frames: torch.Tensor, options: Any) -> Grid:

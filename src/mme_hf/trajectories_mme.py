@@ -175,7 +175,7 @@ class ClipGeometry:
 
     @property
     def _cut(self) -> tuple[int, int, int, int]:
-        """Resized height and width, then the first row and column that are kept (torchvision's centre crop)."""
+        """Resized height and width, then the first row and column that are kept (transformers' centre crop)."""
         height, width = self.resized_size or (self.out_height, self.out_width)
         return height, width, int((height - self.out_height) / 2.0), int((width - self.out_width) / 2.0)
 
@@ -222,7 +222,9 @@ class ClipGeometry:
         """Return the tracks as they are in the frames that `apply_to_frames` returns."""
         self.check_frame_size(*trajectories.frame_size)
         height, width, first_row, first_column = self._cut
-        tracks = trajectories.crop(self.left, self.top, self.width, self.height).resize(height, width)
+        # Where the box ends is asked of the result alone: enlarged, its outermost pixels reach beyond their centres.
+        box = trajectories.points_xy - trajectories.points_xy.new_tensor([self.left, self.top])
+        tracks = replace(trajectories, points_xy=box, frame_size=(self.height, self.width)).resize(height, width)
         tracks = tracks.crop(first_column, first_row, self.out_width, self.out_height)
         return tracks.flip() if self.is_flipped else tracks
 

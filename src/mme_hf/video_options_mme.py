@@ -236,7 +236,14 @@ def _is_finite(value: Any) -> bool:
 
 def check_target_sizes(options: Any) -> None:
     """Raise ValueError if a target is unknown, cannot be had at these sizes, or has a teacher that cannot be found."""
-    for target in build_targets(options.motion_targets, cell_size_px=options.cell_size_px).values():
+    for name, target in build_targets(options.motion_targets, cell_size_px=options.cell_size_px).items():
+        own, of_tracks = getattr(target, "cell_size_px", options.cell_size_px), options.cell_size_px
+        if own != of_tracks and getattr(target, "needs_trajectories", True):
+            raise ValueError(
+                f"motion target {name!r}: cell_size_px ({own}) cannot be another than the processor's cell_size_px "
+                f"({of_tracks}): points are followed once for all targets, one per cell. Leave it out, or set that of "
+                f"the processor to {own}."
+            )
         target.size(target_config(options))
 
 

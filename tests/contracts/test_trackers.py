@@ -191,6 +191,7 @@ def test_survives_pickling_and_says_what_it_is(tracker_for, points):
         (moving(0, 0).float(), {}, "dtype torch.float32; a tracker takes uint8"),
         (moving(0, 0).numpy(), {}, "frames are a ndarray; a tracker takes a tensor"),
         (moving(0, 0)[:, :2], {}, "shape \\(4, 2, 96, 112\\)"),
+        (moving(0, 0)[..., :1, :], {}, "frames of 1x112 .* are too small to track in"),
         (moving(0, 0), {"num_steps": 4}, "needs 5 frames; there are 4"),
         (moving(0, 0), {"start_frames": (-1,)}, "none negative"),
     ],

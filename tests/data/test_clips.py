@@ -213,6 +213,19 @@ def test_a_batch_of_bad_videos_alone_has_no_clip_but_every_tensor(tmp_path, proc
     }
 
 
+def test_a_run_of_stored_tracks_does_not_call_its_tracker_for_a_batch_of_no_clips(processor):
+    # Nothing is known of the tracker of such a run but its name: it may not be installed.
+    def tracker(frames, points_xy, *, start_frames, num_steps):
+        raise ImportError("not installed")
+
+    for mask_type in ("tube", "motion"):
+        options = {"tracker": tracker, "camera_motion": "remove", "mask_type": mask_type}
+        own = MMEVideoProcessor(**{**processor.to_dict(), **options})
+        empty = ClipCollator(own).empty_inputs
+        for name, tensor in ClipCollator(processor).empty_inputs.items():
+            assert (empty[name].shape, empty[name].dtype) == (tensor.shape, tensor.dtype), name
+
+
 @pytest.mark.parametrize(
     ("num_frames", "counting_tubelets"),
     [(9, [True, True]), (8, [True, True]), (7, [True, True]), (6, [True, False]), (1, [False, False])],

@@ -168,6 +168,33 @@ def rewritten(folder, change, name="train-00000.parquet"):
     return folder
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 7}, r"is of format 7, not 1"),
+        ({"package_version": "0.0.1"}, rf"was made by mme_hf 0\.0\.1, whose tracks .* mme_hf {__version__}"),
+        ({"parameters_hash": "0" * 16}, rf"has the parameters_hash {'0' * 16}, not {PARAMETERS.hash}"),
+    ],
+)
+def test_a_row_that_is_another_later_stops_a_run(folder, videos, change, message):
+    tracks = StoredTracks(folder)
+    rewritten(folder, change)
+    changed = rf"shard train-00000\.parquet of .* has changed since it was opened: its row of .*clip_0\.mp4 {message}"
+    with pytest.raises(StoredTracksError, match=changed):
+        tracks.motion_of(str(videos / "clip_0.mp4"))
+
+
+def test_tracks_made_anew_otherwise_are_not_taken_for_those_that_were_opened(folder, videos):
+    tracks = StoredTracks(folder)
+    shutil.rmtree(folder)
+    extract(load_folder_records(videos), folder, build_tracker("dis", preset="ultrafast"))
+    message = (
+        r"made with tracker 'dis' \{'preset': 'ultrafast'\} .*, not with tracker 'dis' \{'preset': 'fast'\} .*again"
+    )
+    with pytest.raises(StoredTracksError, match=message):
+        tracks.motion_of(str(videos / "clip_0.mp4"))
+
+
 def test_another_format_is_refused(folder):
     with pytest.raises(
         ValueError, match=r"has format \[1, 7\] \(made by mme_hf .*\); mme_hf .* reads format 1\. Extract"

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_video
+from conftest import moving_texture, write_video
+from scripts import run_script
 from small_classifiers import save_small_classifier
 from torchvision.models import optical_flow
 
@@ -52,6 +53,32 @@ def test_it_writes_what_it_prints(video_folder, checkpoint, tmp_path):
     assert sorted(paths) == sorted((tmp_path / "out").iterdir())
     with open_video(paths[0]) as reader:
         assert reader.num_frames == 9  # 2 tubelets, followed over the 4 raw frames to the next
+
+
+@pytest.mark.parametrize(
+    ("frame_stride", "trajectory_num_steps", "expected"),
+    [
+        # Tracks from inputs 0 and 6 to 9. Those of the picture are of 6 steps: at stride 1 they end at frame 8.
+        (3, 3, [0, 3, 6, 9]),
+        # Tracks from inputs 0 and 4, of 5 steps: to 9. Those of the picture are of 4 steps: to 8.
+        (2, 5, [0, 2, 4, 6]),
+    ],
+)
+def test_a_prediction_is_of_a_clip_as_fast_as_the_models_own(
+    checkpoint, tmp_path, monkeypatch, frame_stride, trajectory_num_steps, expected
+):
+    options = {"frame_stride": frame_stride, "trajectory_num_steps": trajectory_num_steps}
+    processor = MMEVideoProcessor.from_pretrained(checkpoint, **options)
+    processor.save_pretrained(checkpoint)
+    video = write_video(tmp_path / "clip.mp4", moving_texture(10, 32, 32))
+    drawn = []
+    monkeypatch.setattr("mme_hf.visualization.draw_motion_prediction", lambda *args, **_: drawn.append(args[2]))
+    # The video has no flag: it is a word after the last one.
+    run_script("visualize_motion", checkpoint=checkpoint, output_dir=[tmp_path / "out", video])
+    with open_video(video) as reader:
+        frames = reader.frames_at(expected)
+    own = processor(frames, do_sample_frames=False, return_tensors="pt")
+    assert torch.equal(drawn[0]["pixel_values"], own["pixel_values"])
 
 
 def test_raft_takes_its_weights_from_a_file(video_folder, tmp_path):

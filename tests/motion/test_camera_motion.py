@@ -150,7 +150,7 @@ def test_the_cameras_displacement_is_removed_exactly_and_an_object_keeps_its_own
 def test_the_homography_is_given_in_pixels(backend):
     points = grid_points(HEIGHT, WIDTH)
     ends = torch.from_numpy(moved(CAMERAS["shake"], points.double().numpy())).float()
-    found_homography, found = estimate_camera_motion(points, ends, backend=backend)
+    found_homography, found = estimate_camera_motion(points, ends, frame_size=(HEIGHT, WIDTH), backend=backend)
     corners = np.array([[0.0, 0.0], [WIDTH - 1, 0.0], [0.0, HEIGHT - 1], [WIDTH - 1, HEIGHT - 1]])
     assert found.shape == () and found and found_homography[2, 2] == 1
     expected = moved(CAMERAS["shake"], corners)
@@ -227,7 +227,9 @@ def test_24_points_are_needed(backend):
     for num_usable, expected in ((24, True), (23, False)):
         usable = torch.zeros(len(points), dtype=torch.bool)
         usable[order[:num_usable]] = True
-        found_homography, found = estimate_camera_motion(points, ends, usable, backend=backend)
+        found_homography, found = estimate_camera_motion(
+            points, ends, usable, frame_size=(HEIGHT, WIDTH), backend=backend
+        )
         assert bool(found) is expected
         shift = torch.tensor([2.0, 1.0]) if expected else torch.zeros(2)
         assert torch.allclose(found_homography[:2, 2], shift, atol=0.01)
@@ -235,6 +237,16 @@ def test_24_points_are_needed(backend):
 
 # All points agree: the frame shrinks to a third of its width and height between two frames, or grows to 2.2 times,
 # or what is 80 px right of its centre becomes 1 + 80 * 0.009 = 1.7 times as deep, and what is left of it 0.28 times.
+def test_a_pair_of_frames_is_judged_by_itself_wherever_its_points_lie():
+    points = grid_points(HEIGHT, WIDTH)
+    ends = points + torch.tensor([2.0, 1.0])
+    some = points[:, 0] < WIDTH // 2  # points of one half of the frame alone
+    both = torch.stack([points[some], points[some] + torch.tensor([WIDTH / 2, 0.0])])
+    found = estimate_camera_motion(both, both + (ends - points)[0], frame_size=(HEIGHT, WIDTH))[1]
+    alone = [estimate_camera_motion(one, one + (ends - points)[0], frame_size=(HEIGHT, WIDTH))[1] for one in both]
+    assert found.tolist() == [bool(one) for one in alone]
+
+
 @pytest.mark.parametrize("camera", [{"zoom": 0.3}, {"zoom": 2.2}, {"tilt": (0.009, 0.0)}], ids=["out", "in", "tilt"])
 def test_implausible_cameras_are_refused(camera):
     flow = flow_of(homography(**camera))
@@ -251,7 +263,7 @@ def test_a_camera_is_what_two_fifths_of_the_points_follow_even_where_the_others_
     anywhere = torch.rand(len(points), 2, generator=generator) * torch.tensor([WIDTH - 1.0, HEIGHT - 1.0])
     follows = torch.rand(len(points), 1, generator=generator) < share
     ends = torch.where(follows, points + torch.tensor([2.0, 1.0]), anywhere)
-    assert bool(estimate_camera_motion(points, ends, backend=backend)[1]) is expected
+    assert bool(estimate_camera_motion(points, ends, frame_size=(HEIGHT, WIDTH), backend=backend)[1]) is expected
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -333,6 +345,29 @@ def test_background_that_a_flow_drags_along_is_put_back_and_what_frames_cannot_t
     moves = remove_camera_motion(tracks, frames, (0,), backend=backend).displacements[0, 0].norm(dim=-1) > 1
     on_plain = (y >= 48) & (y < 72) & (x >= 110) & (x < 120)
     assert torch.equal(moves, on_plain)
+
+
+def test_a_scene_that_grows_brighter_is_not_dragged_along():
+    # Seen right, an object of its own motion is as much brighter as all else; elsewhere it may look more alike.
+    pan, own = (2.0, 0.5), torch.tensor([-4.0, 0.5])
+    noise = np.random.default_rng(0).normal(128, 300, (2, HEIGHT + 40, WIDTH + 40))
+    background, thing = (cv2.GaussianBlur(texture, None, 8.0) for texture in noise)
+    is_thing = np.zeros((HEIGHT, WIDTH), bool)
+    is_thing[30:94, 50:114] = True
+    views = []
+    for step, brighter in enumerate((0, 5)):
+        back, front = (
+            cv2.warpAffine(
+                texture, np.float64([[1, 0, x - 20], [0, 1, y - 20]]), (WIDTH, HEIGHT), flags=cv2.INTER_CUBIC
+            )
+            for texture, (x, y) in ((background, np.multiply(step, pan)), (thing, (-2.0 * step, 1.0 * step)))
+        )
+        views.append(np.where(np.roll(is_thing, (step, -2 * step), (0, 1)), front, back) + brighter)
+    frames = torch.from_numpy(np.stack(views).clip(0, 255).astype(np.uint8))[:, None].expand(-1, 3, -1, -1)
+    flow = flow_of(homography(pan=pan), is_thing, own.tolist())
+    compensated = compensate_camera_motion(flow, frames)[0]
+    inner = (..., slice(36, 88), slice(56, 108))
+    assert (compensated[inner] - own[:, None, None]).abs().max() < 0.05
 
 
 def panned(places, seed=0):
@@ -552,8 +587,8 @@ def test_flow_without_a_point_to_match_comes_back_unchanged(shape):
         ),
         (lambda: compensate_camera_motion(np.zeros((1, 2, 8, 8))), "flow is a ndarray; it must be a tensor"),
         (lambda: compensate_camera_motion(torch.zeros(1, 2, 8, 8), backend="sift"), r"backend \('sift'\) is unknown"),
-        (lambda: estimate_camera_motion(torch.zeros(9, 2), torch.zeros(8, 2)), "must both be"),
-        (lambda: estimate_camera_motion(*[torch.zeros(9, 2)] * 2, torch.ones(9)), "it must be bool"),
+        (lambda: estimate_camera_motion(torch.zeros(9, 2), torch.zeros(8, 2), frame_size=(8, 8)), "must both be"),
+        (lambda: estimate_camera_motion(*[torch.zeros(9, 2)] * 2, torch.ones(9), frame_size=(8, 8)), "it must be bool"),
         (
             lambda: remove_camera_motion(known_tracks(np.eye(3))[0], torch.zeros(9, 3, HEIGHT, WIDTH)),
             r"start_frames \(None\) must name the 2 frames",

@@ -1,4 +1,6 @@
 import pickle
+from dataclasses import make_dataclass
+from typing import Any, Literal, Optional
 
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ import torch
 
 from mme_hf.motion import MotionParameters, build_tracker
 from mme_hf.motion.dis import DISFlow
-from mme_hf.motion.flow_tracker import FlowTracker, median_filter_3x3
+from mme_hf.motion.flow_tracker import FlowTracker, median_filter_3x3, tracker_builder
 from mme_hf.trajectories_mme import grid_points
 
 
@@ -83,6 +85,31 @@ def test_median_filter_removes_a_lone_outlier_from_tracks():
 def test_wrong_dis_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         build_tracker("dis", **options)
+
+
+# Text is what a field's type is in a file with `from __future__ import annotations`.
+@pytest.mark.parametrize(
+    ("annotation", "good", "bad", "expected"),
+    [
+        (int, 2, "2", "int"),
+        ("int", 2, "2", "int"),
+        (Optional[int], None, "2", r"int \| None"),  # noqa: UP045
+        ("Optional[int]", 2, 1.5, r"int \| None"),
+        ("int | None", None, 1.5, r"int \| None"),
+        ("list[int] | None", [2], 2, r"list \| None"),
+    ],
+)
+def test_a_flow_of_any_file_takes_options_of_its_fields_types_alone(annotation, good, bad, expected):
+    flow = make_dataclass("Flow", [("levels", annotation, 3)], namespace={"name": "own", "__module__": __name__})
+    assert tracker_builder(flow)(levels=good).flow.levels == good
+    with pytest.raises(ValueError, match=rf"tracker 'own': levels \({bad!r}\) must be {expected}\."):
+        tracker_builder(flow)(levels=bad)
+
+
+@pytest.mark.parametrize("annotation", [Any, Literal["few"] | None, "Literal['few']"])
+def test_choices_are_the_flows_own_to_check(annotation):
+    flow = make_dataclass("Flow", [("levels", annotation, "few")], namespace={"name": "own", "__module__": __name__})
+    assert tracker_builder(flow)(levels="many").flow.levels == "many"
 
 
 @pytest.mark.parametrize("size", [(16, 16), (16, 64), (24, 17), (33, 47)])

@@ -249,6 +249,55 @@ def test_videos_that_are_shorter_than_a_clip_are_named(frame_stride, num_frames,
     assert folder_of(tmp_path, video).warnings == []
 
 
+def test_repeated_last_frames_are_no_copies_and_their_tracks_are_not_valid(tmp_path):
+    for seed in range(3):
+        write_video(tmp_path / f"{seed}.mp4", moving_texture(8, SIDE, SIDE, velocity=(1.3, 0.0), seed=seed))
+    processor = processor_with(num_frames=4, frame_stride=2, trajectory_num_steps=8)
+    health = health_of(observe_clips(load_folder_records(tmp_path), processor), processor)
+    # A track of 8 steps would need 9 frames.
+    assert health.valid_share == 0.0 and math.isnan(health.repeated_share)
+    assert not any("repeat the one before" in warning for warning in health.warnings)
+
+
+def panning_clips(tmp_path, velocity, **options):
+    for seed in range(2):
+        write_video(tmp_path / f"{seed}.mp4", moving_texture(70, SIDE, SIDE, velocity=velocity, seed=seed))
+    processor = processor_with(**options)
+    return health_of(observe_clips(load_folder_records(tmp_path), processor), processor)
+
+
+def test_motion_that_is_cut_is_that_of_labels(tmp_path):
+    # A pan of 4 px is beyond 3 px, unless it is taken out before.
+    targets = {"position": {"max_displacement_px": 3.0}}
+    kept = panning_clips(tmp_path, (4.0, 0.0), motion_targets=targets)
+    assert kept.clipped_share == pytest.approx(0.5, abs=0.01)  # of x and y, x
+    assert any("beyond max_displacement_px" in warning for warning in kept.warnings)
+    removed = panning_clips(tmp_path, (4.0, 0.0), motion_targets=targets, camera_motion="remove")
+    assert removed.camera_found_share > 0.9 and removed.clipped_share < 0.01
+
+
+def test_the_limit_is_that_of_any_target_that_has_one(tmp_path):
+    health = panning_clips(tmp_path, (2.0, 0.0), motion_targets={"shape": {}, "flow": {"max_displacement_px": 0.5}})
+    assert health.clipped_share == pytest.approx(0.5, abs=0.05)
+
+
+class NowhereShape(ShapeTarget):
+    """Histograms of which one value is no number."""
+
+    def __call__(self, clip, trajectories):
+        values, counts = super().__call__(clip, trajectories)
+        values[..., :1] = math.nan
+        return values, counts
+
+
+def test_labels_that_are_no_numbers_are_named_and_do_not_hide_what_is_wrong_with_others(monkeypatch):
+    monkeypatch.setitem(MOTION_TARGETS, "nowhere", NowhereShape)
+    options = {"nowhere": {}, "shape": {"weight": 1000.0}, "position": {}}
+    words = "\n".join(health_with(motion_targets=options).warnings)
+    assert "nowhere: some labels of tokens that count are no finite numbers" in words
+    assert "shape makes 98 % of the loss" in words
+
+
 def test_a_target_that_drowns_the_others_is_named():
     health = health_with(motion_targets={"shape": {"weight": 1000.0}, "position": {}})
     assert "shape makes" in only_warning(health) and "Change the weights" in only_warning(health)

@@ -61,6 +61,15 @@ def test_a_batch_of_bad_videos_alone_has_no_clip_but_every_tensor(tmp_path):
         assert inputs[name].shape == tensor.shape and inputs[name].dtype == tensor.dtype
 
 
+def test_a_run_of_stored_tracks_does_not_call_its_tracker_for_a_batch_of_no_clips():
+    def tracker(frames, points_xy, *, start_frames, num_steps):
+        raise ImportError("not installed")
+
+    inputs = BatchInputs(MMEVideoProcessor(**SMALL, tracker=tracker), "cpu")({"raw_clips": []})
+    # 2 tubelets of 2 x 2 tokens; 108 values of shape and 32 of position.
+    assert inputs["labels"].shape == (0, 8, 140) and inputs["target_mask"].shape == (0, 8, 2)
+
+
 def test_a_place_that_is_none_is_named(records):
     with pytest.raises(ValueError, match=r"targets_on \('gpu'\) must be 'workers' or 'device'"):
         build_clip_loader(records, MMEVideoProcessor(**SMALL), batch_size=1, targets_on="gpu")

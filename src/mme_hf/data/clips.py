@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from transformers.video_utils import VideoMetadata
 
 from ..motion import StoredMotion, StoredTracker, StoredTracksError
+from ..motion.at_rest import track_at_rest
 from ..raw_clips_mme import RawClips, join_raw_clips
 from ..video import VideoReader, VideoReadError, check_backend, open_video
 from ..video.sampling import evenly_spaced_starts, random_start
@@ -379,6 +380,9 @@ def grey_frame(processor: MMEVideoProcessor) -> torch.Tensor:
 
 
 def _empty_inputs(processor: MMEVideoProcessor, return_targets: bool) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0) if return_targets else None
-    inputs = processor(grey_frame(processor), return_targets=return_targets, generator=generator, return_tensors="pt")
+    options = {"return_targets": return_targets, "return_tensors": "pt"}
+    if return_targets:
+        # A run of stored tracks has not asked its own tracker whether it can work.
+        options |= {"generator": torch.Generator().manual_seed(0), "tracker": track_at_rest}
+    inputs = processor(grey_frame(processor), **options)
     return {name: tensor[:0].clone() for name, tensor in inputs.items()}

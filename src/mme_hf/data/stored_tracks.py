@@ -222,7 +222,7 @@ class StoredTracks:
 
         Raises:
             MissingTracksError: If there is none.
-            StoredTracksError: If it is damaged.
+            StoredTracksError: If it is damaged, or no longer what was opened.
             VideoReadError: If extraction could not read the video.
             OSError: If the file cannot be read.
         """
@@ -238,13 +238,34 @@ class StoredTracks:
         number, place = self._rows[key]
         shard = self._shards[number]
         row = read_row(shard, place)
-        if row["video_hash"] != key:
-            raise StoredTracksError(f"shard {shard.name} of {self.name} has changed since it was opened.")
+        change = self._change_of(row, key)
+        if change:
+            raise StoredTracksError(
+                f"shard {shard.name} of {self.name} has changed since it was opened: its row of {source} {change}. "
+                "Start the run again with tracks of one kind, and extract others to another folder."
+            )
         if row["error"] is not None:
             raise VideoReadError(source, f"extraction of its tracks could not read it: {row['error']}")
         return StoredMotion(
             self.parameters, (row["height"], row["width"]), row["num_frames"], tuple(row["motion"]), source
         )
+
+    def _change_of(self, row: Mapping[str, Any], key: str) -> str:
+        """Say what makes a row another one than was found when the shards were opened; nothing if it is that one."""
+        if row["video_hash"] != key:
+            return f"is now of another video (hash {row['video_hash']})"
+        if row["format_version"] != FORMAT_VERSION:
+            return f"is of format {row['format_version']}, not {FORMAT_VERSION}"
+        if not makes_the_same_tracks(row["package_version"]):
+            version = row["package_version"]
+            return f"was made by mme_hf {version}, whose tracks may be others than those of mme_hf {__version__}"
+        if row["parameters_hash"] != self.parameters.hash:
+            found = MotionParameters.from_json(row["parameters"])
+            return (
+                f"has the parameters_hash {row['parameters_hash']}, not {self.parameters.hash}: it was made with "
+                f"{_in_words(found, self.parameters)}, not with {_in_words(self.parameters, found)}"
+            )
+        return ""
 
     def _columns(self, shard: Path, columns: Collection[str]) -> dict[str, list[Any]]:
         try:

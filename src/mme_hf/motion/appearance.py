@@ -17,7 +17,7 @@ TEXTURE_SPACING_PX = 4
 SAMPLES_PER_SIDE = 3
 # A point whose flow says that it moves on its own moves with the camera if that explains what is around it, 3 px apart,
 # better than its flow does, by a tenth and half a grey value: enough to leave plain surfaces, where both explain it
-# alike, to the flow.
+# alike, to the flow. What all of the frame has grown brighter by is no difference.
 DRAGGED_SPACING_PX = 3.0
 MAX_ERROR_RATIO = 0.9
 MIN_GAIN_GREY_LEVELS = 0.5
@@ -113,10 +113,11 @@ def is_dragged(
     dragged = []
     for before, after, at, flow, camera in _steps(frames, begins_in, from_xy, own + of_camera, of_camera):
         here = read_patches(before, at, offsets, frame_size)  # (steps, P, K)
-        by_flow, by_camera = (
-            (read_patches(after, at + motion, offsets, frame_size) - here).abs().mean(-1) for motion in (flow, camera)
-        )
+        by_flow, by_camera = (read_patches(after, at + motion, offsets, frame_size) - here for motion in (flow, camera))
         seen = is_inside(at + flow, frame_size) & is_inside(at + camera, frame_size)
+        # Most points move by their flow, whether they are background or not.
+        brighter = by_flow.mean(-1).masked_fill(~seen, torch.nan).nanmedian(-1).values.nan_to_num(0.0)[:, None, None]
+        by_flow, by_camera = ((difference - brighter).abs().mean(-1) for difference in (by_flow, by_camera))
         dragged.append(seen & (by_camera < MAX_ERROR_RATIO * by_flow - MIN_GAIN_GREY_LEVELS))
     return torch.cat(dragged).view(own.shape[:-1])
 

@@ -38,7 +38,7 @@ def estimate_camera_motion(
     to_xy: torch.Tensor,
     is_usable: torch.Tensor | None = None,
     *,
-    frame_size: tuple[int, int] | None = None,
+    frame_size: tuple[int, int],
     backend: Backend = "torch",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the homography that the background follows, for every pair of frames.
@@ -47,7 +47,7 @@ def estimate_camera_motion(
         from_xy: Points of the first frame in pixels, shape (..., P, 2).
         to_xy: The same points in the second frame, shape (..., P, 2).
         is_usable: Points to rely on, bool, shape (..., P); None for all. Points that are not finite never are.
-        frame_size: (height, width) in pixels, which says where the border is; None for the extent of the points.
+        frame_size: (height, width) in pixels, which says where the border is.
         backend: Where hypotheses come from: "torch", all pairs at once on any device, or "opencv", RANSAC pair by pair
             on the CPU. Choice and refinement are the same, so both give the same homography where both find one.
 
@@ -81,9 +81,6 @@ def estimate_camera_motion(
     starts, ends = (points.masked_fill(~usable[..., None], 0.0) for points in (starts, ends))
     if not usable.numel():
         return torch.eye(3, device=usable.device).repeat(*lead, 1, 1), usable.new_zeros(lead)
-    if frame_size is None:
-        x, y = starts.flatten(0, 1).amax(0).tolist()
-        frame_size = (max(int(y) + 1, 1), max(int(x) + 1, 1))
     step = chunk_length(usable.device, NUM_HYPOTHESES * num_points)
     chunks = zip(starts.split(step), ends.split(step), usable.split(step), strict=True)
     homographies, found = zip(
@@ -286,9 +283,9 @@ def _estimate_with_frames(
         begins_in: Number of the frame that each step begins in, shape (..., *steps).
         from_xy, to_xy, usable, backend: See `estimate_camera_motion`.
     """
-    if not usable.numel():
-        return estimate_camera_motion(from_xy, to_xy, usable, backend=backend)
     frame_size = height, width = tuple(frames.shape[-2:])
+    if not usable.numel():
+        return estimate_camera_motion(from_xy, to_xy, usable, frame_size=frame_size, backend=backend)
     textured = _of_steps(is_textured(frames[..., :-1, :, :, :]), begins_in)  # no step begins in the last frame
     usable = usable & read_texture(textured, from_xy)
     homographies, found = estimate_camera_motion(from_xy, to_xy, usable, frame_size=frame_size, backend=backend)

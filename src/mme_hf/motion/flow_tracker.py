@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from inspect import Parameter, Signature
 from types import UnionType
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -115,6 +115,9 @@ def check_frames(frames: torch.Tensor) -> None:
             f"frames have shape {tuple(frames.shape)} and dtype {frames.dtype}; a tracker takes uint8 RGB frames "
             "of shape (..., frames, 3, height, width)."
         )
+    if min(frames.shape[-2:]) < 2:
+        height, width = frames.shape[-2:]
+        raise ValueError(f"frames of {height}x{width} (height x width) are too small to track in: at least 2x2.")
 
 
 def build_ready_tracker(name: str, **options: Any) -> Tracker:
@@ -155,11 +158,23 @@ def tracker_builder(flow_class: type[OpticalFlow]) -> Callable[..., FlowTracker]
 
 def _check_types(flow_class: type[OpticalFlow], options: Mapping[str, Any]) -> None:
     """Raise ValueError for a value of another type than its field's, as JSON may hold; choices the flow checks."""
+    # `item.type` is text where a file defers its annotations.
+    hints = get_type_hints(flow_class) if options else {}
     for item in fields(flow_class):
-        allowed = item.type if isinstance(item.type, UnionType) else get_origin(item.type) or item.type
-        if item.name in options and allowed is not Literal and not isinstance(options[item.name], allowed):
-            name = allowed if isinstance(allowed, UnionType) else allowed.__name__
-            raise ValueError(f"tracker {flow_class.name!r}: {item.name} ({options[item.name]!r}) must be {name}.")
+        if item.name not in options:
+            continue
+        allowed = _classes_of(hints[item.name])
+        if {Any, Literal}.isdisjoint(allowed) and not isinstance(options[item.name], allowed):
+            words = " | ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
+            raise ValueError(f"tracker {flow_class.name!r}: {item.name} ({options[item.name]!r}) must be {words}.")
+
+
+def _classes_of(hint: Any) -> tuple[Any, ...]:
+    """Return the classes whose values a type hint allows, without what it says of their items."""
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return tuple(kind for part in get_args(hint) for kind in _classes_of(part))
+    return (origin or hint,)
 
 
 def median_filter_3x3(flow: torch.Tensor) -> torch.Tensor:

@@ -291,6 +291,11 @@ def target_warnings(health: MotionHealth) -> list[str]:
     """Return what is wrong with the labels, in words."""
     warnings = []
     for name, target in health.targets.items():
+        if target.counted_share > 0 and not math.isfinite(target.largest):
+            warnings.append(
+                f"{name}: some labels of tokens that count are no finite numbers, and so is the loss. Look at what "
+                "they are made of."
+            )
         if target.unreachable_share > MAX_UNREACHABLE_SHARE:
             warnings.append(
                 f"{name}: {_percent(target.unreachable_share)} of the labels are beyond what {target.activation} can "

@@ -62,7 +62,9 @@ class ObservedClip:
     Attributes:
         source: Name of the video.
         frames: What the tracker was given, uint8 (T, 3, H, W).
-        tracks: What it returned, points_xy (S, L + 1, P, 2); None where no target reads tracks.
+        tracks: What it returned, points_xy (S, L + 1, P, 2), those that run into repeated frames never visible; None
+            where no target reads tracks.
+        learned_tracks: As motion is learned from them; None where that is `tracks`, not without the camera's motion.
         start_frames: Which of `frames` the tracks start at.
         tracker_seconds: How long it took.
         is_short: Whether the video, or its part, has fewer raw frames than a clip spans at the frame stride.
@@ -79,6 +81,7 @@ class ObservedClip:
     tracks: Trajectories | None = field(repr=False)
     start_frames: Sequence[int] = ()
     tracker_seconds: float = math.nan
+    learned_tracks: Trajectories | None = field(default=None, repr=False)
     is_short: bool = False
     labels: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
     counts: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
@@ -183,7 +186,8 @@ def measure_targets(clips: Sequence[ObservedClip], heads: Mapping[str, HeadOptio
     counts = {name: torch.cat([clip.counts[name][clip.is_masked] for clip in clips]) for name in heads}
     variances = {name: _variance(masked[name][counts[name]]) for name in heads}
     losses = {name: variances[name] * _ratio(counts[name].sum(), counts[name].numel()) for name in heads}
-    total = sum(head.weight * losses[name] for name, head in heads.items())
+    # A target that nothing was measured of says nothing of the others.
+    total = sum(head.weight * losses[name] for name, head in heads.items() if math.isfinite(losses[name]))
     result = {}
     for name, head in heads.items():
         values = masked[name][counts[name]]
@@ -216,13 +220,15 @@ def _add_tracks(
     tracks = clip.tracks
     begun, valid = tracks.is_visible[:, 0], tracks.is_visible.all(1)
     steps = tracks.displacements  # (S, L, P, 2)
-    components = steps[tracks.is_visible[:, :-1] & tracks.is_visible[:, 1:]]
+    seen = tracks.is_visible[:, :-1] & tracks.is_visible[:, 1:]
+    components = steps[seen]
     moved = components[components.abs() > 1e-3]
-    totals["points"] += int(begun.sum())
+    learned = (tracks if clip.learned_tracks is None else clip.learned_tracks).displacements
+    totals["points"] += begun.numel()
     totals["valid"] += int(valid.sum())
     totals["static"] += int((_way(tracks)[valid] < STATIC_STEP_PX * tracks.num_steps).sum())
     totals["components"] += components.numel()
-    totals["clipped"] += int((components.abs() > max_displacement_px).sum())
+    totals["clipped"] += int((learned[seen].abs() > max_displacement_px).sum())
     totals["moved_components"] += moved.numel()
     totals["subpixel"] += int(((moved - moved.round()).abs() > 1e-3).sum())
     totals["leaving"] += int((begun & ~is_inside(tracks.points_xy[:, 1], tracks.frame_size)).sum())

@@ -10,8 +10,8 @@ from typing import Any
 from ..trajectories_mme import TRACKERS
 from .protocols import Tracker
 
-# Options of a `FlowTracker` that act while a track is followed, and the only values that stored tracks are followed by.
-_FOLLOWED_BY = {"interpolation": "bilinear", "border": "free"}
+# Options of a `FlowTracker` that act in the pixels of the clip, and the only values that stored tracks are followed by.
+_FOLLOWED_BY = {"interpolation": "bilinear", "border": "free", "flow_precision": "subpixel"}
 # Options that name a file. Tracks depend on what is in it, and where it lies is nobody else's business.
 _FILE_OPTIONS = ("weights",)
 

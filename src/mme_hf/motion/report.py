@@ -21,6 +21,7 @@ import torch
 from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
 
+from ..clip_tracks_mme import clip_tracks
 from ..data import ClipSampling, VideoRecords, build_clip_loader
 from ..data.bad_videos import printable
 from ..motion_targets_mme import MotionClip, build_targets
@@ -38,7 +39,6 @@ from ..training.setup import (
 from ..trajectories_mme import Trajectories, build_tracker
 from ..video_processing_mme import MMEVideoProcessor
 from ..visualization import tracks_sheet
-from .camera_motion import remove_camera_motion
 from .health import MotionHealth, motion_health
 from .measures import ObservedClip
 
@@ -122,19 +122,23 @@ class ClipObserver:
                 name: float((labels[name] - second).norm() / labels[name].norm().clamp(min=1e-12))
                 for name, second in _by_target(self.processor, again).items()
             }
+        seen, learned = None, None
+        if observed.tracks is not None:
+            seen, learned = clip_tracks(observed.tracks, observed.frames, clips[0].plan, self.processor)
         self.clips.append(
             ObservedClip(
                 source,
                 raw_frames if observed.frames is None else observed.frames,
-                observed.tracks,
+                seen,
                 observed.start_frames,
                 observed.seconds,
+                learned_tracks=learned,
                 # A window at a smaller stride, or one cut short, ends before.
-                clips[0].plan.raw_frames[-1] + 1 < self.processor.raw_window(),
-                labels,
+                is_short=clips[0].plan.raw_frames[-1] + 1 < self.processor.raw_window(),
+                labels=labels,
                 counts=dict(zip(labels, sample["target_mask"][0].unbind(-1), strict=True)),
                 is_masked=sample["bool_masked_pos"][0],
-                motion_px=_motion_in_px(self.processor, sample["pixel_values"][0], observed),
+                motion_px=_motion_in_px(self.processor, sample["pixel_values"][0], learned),
                 labels_px=_labels_in_px(self.processor, labels, sample["pixel_values"].shape[-2:]),
                 repeat_differences=repeats,
             )
@@ -248,7 +252,7 @@ def _devices_in_use() -> list[int]:
 def health_of(clips: Sequence[ObservedClip], processor: MMEVideoProcessor) -> MotionHealth:
     """Return the health of observed clips, measured against the targets of the processor that made them."""
     targets = build_targets(processor.motion_targets, cell_size_px=processor.cell_size_px)
-    limit = getattr(targets.get("position"), "max_displacement_px", math.inf)
+    limit = min((getattr(target, "max_displacement_px", math.inf) for target in targets.values()), default=math.inf)
     health = motion_health(clips, targets, limit)
     if processor.camera_motion == "remove" and health.camera_found_share < MIN_CAMERA_FOUND_SHARE:
         warning = (
@@ -266,14 +270,11 @@ def _by_target(processor: MMEVideoProcessor, sample: Mapping[str, torch.Tensor])
 
 
 def _motion_in_px(
-    processor: MMEVideoProcessor, pixel_values: torch.Tensor, observed: _ObservedTracker
+    processor: MMEVideoProcessor, pixel_values: torch.Tensor, tracks: Trajectories | None
 ) -> dict[str, torch.Tensor]:
     """Return, for targets whose labels are displacements, these in pixels and in the layout of the labels."""
-    if observed.tracks is None:
+    if tracks is None:
         return {}
-    tracks = observed.tracks
-    if processor.camera_motion == "remove":
-        tracks = remove_camera_motion(tracks, observed.frames, observed.start_frames)
     clip = MotionClip(pixel_values, processor.patch_size, processor.tubelet_size)
     targets = build_targets(processor.motion_targets, cell_size_px=processor.cell_size_px)
     return {

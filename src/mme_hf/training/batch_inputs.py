@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..data.clips import grey_frame
+from ..motion.at_rest import track_at_rest
 
 if TYPE_CHECKING:
     from ..raw_clips_mme import RawClips
@@ -40,8 +41,10 @@ class BatchInputs:
 
     @cached_property
     def _of_no_clip(self) -> dict[str, torch.Tensor]:
-        clips = self.processor.cut_raw_clips(grey_frame(self.processor), generator=torch.Generator())
-        return {name: tensor[:0] for name, tensor in self._made_of(clips).items()}
+        # A run of stored tracks has not asked its tracker whether it can work.
+        options = {"tracker": track_at_rest}
+        clips = self.processor.cut_raw_clips(grey_frame(self.processor), generator=torch.Generator(), **options)
+        return {name: tensor[:0] for name, tensor in self._made_of(clips, **options).items()}
 
-    def _made_of(self, clips: list[RawClips]) -> dict[str, torch.Tensor]:
-        return dict(self.processor.inputs_from_raw_clips([own.to(self.device) for own in clips]))
+    def _made_of(self, clips: list[RawClips], **options: Any) -> dict[str, torch.Tensor]:
+        return dict(self.processor.inputs_from_raw_clips([own.to(self.device) for own in clips], **options))
