@@ -44,15 +44,14 @@ def histogram_of_gradients(video: torch.Tensor, num_bins: int = 9, cell_size_px:
             f"frames of {height}x{width} do not divide into cells of cell_size_px ({cell_size_px}), or num_bins "
             f"({num_bins}) is below 2. Choose a cell_size_px that divides height and width."
         )
+    shape = (*video.shape[:-3], video.shape[-3] * num_bins, height // cell_size_px, width // cell_size_px)
+    if not video.numel():
+        return video.new_zeros(shape, dtype=torch.float32)
     planes = video.reshape(-1, height, width)
     # Cache-sized pieces pay off on the CPU only; an accelerator wants everything in one launch.
     planes_per_pass = max(1, _PIXELS_PER_PASS // (height * width)) if video.device.type == "cpu" else len(planes)
-    rows, columns = height // cell_size_px, width // cell_size_px
-    histograms = video.new_zeros(0, num_bins, rows, columns, dtype=torch.float32)
-    if len(planes):
-        pieces = planes.split(max(1, planes_per_pass))
-        histograms = torch.cat([_cell_histograms(piece.float(), num_bins, cell_size_px) for piece in pieces])
-    return histograms.reshape(*video.shape[:-3], video.shape[-3] * num_bins, *histograms.shape[-2:])
+    pieces = [_cell_histograms(piece.float(), num_bins, cell_size_px) for piece in planes.split(planes_per_pass)]
+    return torch.cat(pieces).reshape(shape)
 
 
 @torch.no_grad()

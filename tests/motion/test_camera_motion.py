@@ -235,8 +235,6 @@ def test_24_points_are_needed(backend):
         assert torch.allclose(found_homography[:2, 2], shift, atol=0.01)
 
 
-# All points agree: the frame shrinks to a third of its width and height between two frames, or grows to 2.2 times,
-# or what is 80 px right of its centre becomes 1 + 80 * 0.009 = 1.7 times as deep, and what is left of it 0.28 times.
 def test_a_pair_of_frames_is_judged_by_itself_wherever_its_points_lie():
     points = grid_points(HEIGHT, WIDTH)
     ends = points + torch.tensor([2.0, 1.0])
@@ -247,6 +245,8 @@ def test_a_pair_of_frames_is_judged_by_itself_wherever_its_points_lie():
     assert found.tolist() == [bool(one) for one in alone]
 
 
+# All points agree: the frame shrinks to a third of its width and height between two frames, or grows to 2.2 times,
+# or what is 80 px right of its centre becomes 1 + 80 * 0.009 = 1.7 times as deep, and what is left of it 0.28 times.
 @pytest.mark.parametrize("camera", [{"zoom": 0.3}, {"zoom": 2.2}, {"tilt": (0.009, 0.0)}], ids=["out", "in", "tilt"])
 def test_implausible_cameras_are_refused(camera):
     flow = flow_of(homography(**camera))

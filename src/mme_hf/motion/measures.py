@@ -64,9 +64,10 @@ class ObservedClip:
         frames: What the tracker was given, uint8 (T, 3, H, W).
         tracks: What it returned, points_xy (S, L + 1, P, 2), those that run into repeated frames never visible; None
             where no target reads tracks.
-        learned_tracks: As motion is learned from them; None where that is `tracks`, not without the camera's motion.
         start_frames: Which of `frames` the tracks start at.
         tracker_seconds: How long it took.
+        learned_tracks: `tracks` as labels are made of them, without the camera's motion where that is removed; None for
+            `tracks` as they are.
         is_short: Whether the video, or its part, has fewer raw frames than a clip spans at the frame stride.
         labels: Of each target, float32 (N, size).
         counts: Of each target, which tokens count, bool (N,).
