@@ -8,7 +8,7 @@ from torch import nn
 
 from mme_hf import MMEConfig
 from mme_hf.training import probes
-from mme_hf.training.labelled_features import LabelledFeatures, draw_shots, split_by_class
+from mme_hf.training.labelled_features import LabelledFeatures, draw_shots, folds_by_class
 from mme_hf.training.probes import (
     PROBES,
     AttentiveHead,
@@ -25,7 +25,7 @@ from mme_hf.training.probes import (
 
 CONFIG = MMEConfig(hidden_size=8, num_attention_heads=2, intermediate_size=16, id2label={0: "jump", 1: "run"})
 HEADS = HeadProtocol((1e-3, 1e-2), (1e-2,), num_epochs=1, min_updates=60, batch_size=32)
-SHORT = ProbeProtocol(linear=HEADS, attentive=HEADS, num_neighbours=(1, 5))
+SHORT = ProbeProtocol(num_folds=2, linear=HEADS, attentive=HEADS, num_neighbours=(1, 5))
 
 
 def features(num_videos: int, *, seed: int, tokens: tuple[int, ...] = (), distance: float = 4.0) -> LabelledFeatures:
@@ -113,9 +113,12 @@ def test_heads_are_fitted_to_other_groups_than_they_are_chosen_by_and_then_to_al
     for seed in range(4):
         seen.clear()
         result = run_probe(name, train, train, CONFIG, seed=seed, shots=shots, protocol=protocol)
-        fitted, all_videos = map(set, seen)
-        assert fitted < all_videos and len(all_videos) == result.num_train_videos == (20 if shots is None else 8)
-        assert not {number // 2 for number in fitted} & {number // 2 for number in all_videos - fitted}
+        *parts, all_videos = map(set, seen)
+        assert len(parts) > 1 and len(all_videos) == result.num_train_videos == (20 if shots is None else 8)
+        left_out = [all_videos - fitted for fitted in parts]
+        assert set.union(*left_out) == all_videos and sum(map(len, left_out)) == len(all_videos)
+        for fitted, judged in zip(parts, left_out, strict=True):
+            assert fitted < all_videos and not {number // 2 for number in fitted} & {number // 2 for number in judged}
 
 
 def test_neighbours_are_counted_by_videos_that_do_not_choose():
@@ -146,30 +149,56 @@ def test_few_shots_are_of_each_class_alike_and_a_seed_s():
         run_probe("knn", features(40, seed=0), features(8, seed=1), CONFIG, seed=0, shots=21, protocol=SHORT)
 
 
-def test_a_share_of_each_class_is_chosen_by_and_never_a_whole_one():
+def test_folds_have_a_like_share_of_each_class():
     labels = torch.tensor([0] * 10 + [1] * 5 + [2] * 2 + [3])
-    fitted, validation = split_by_class(labels, None, 0.2, torch.Generator().manual_seed(0))
-    assert labels[validation].tolist() == [0, 0, 1, 2]
-    assert sorted([*fitted.tolist(), *validation.tolist()]) == list(range(18))
-    other, _ = split_by_class(labels, None, 0.2, torch.Generator().manual_seed(1))
-    assert other.tolist() != fitted.tolist()
+    folds = folds_by_class(labels, None, 5, torch.Generator().manual_seed(0))
+    shares = [folds[labels == label].bincount(minlength=5).tolist() for label in range(4)]
+    assert shares[:2] == [[2] * 5, [1] * 5] and sorted(shares[2]) == [0, 0, 0, 1, 1]
+    other = folds_by_class(labels, None, 5, torch.Generator().manual_seed(1))
+    assert other.tolist() != folds.tolist()
     with pytest.raises(ValueError, match="no class has two training videos"):
-        split_by_class(torch.tensor([0, 1]), None, 0.2, torch.Generator())
+        folds_by_class(torch.tensor([0, 1]), None, 5, torch.Generator())
 
 
-def test_groups_are_set_aside_whole_where_that_leaves_a_choice():
-    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
-    # Group 0 is most of class 0 and never chosen by; 2 and 3 are halves of class 1.
-    groups = torch.tensor([0, 0, 0, 1, 2, 2, 3, 3])
-    found = set()
+def test_groups_are_left_out_whole_and_those_that_share_classes_by_turns():
+    # As scenes of ARID: two hold nearly all of classes 0 and 1, and one of these most of both.
+    groups = torch.tensor([0] * 7 + [1] * 12 + [2] * 3 + [3] * 3)
+    labels = torch.tensor([0] * 7 + [0] * 4 + [1] * 8 + [1, 2, 2] + [2] * 3)
     for seed in range(8):
-        fitted, validation = split_by_class(labels, groups, 0.2, torch.Generator().manual_seed(seed))
-        assert not set(fitted.tolist()) & set(validation.tolist()) and len(fitted) + len(validation) == 8
-        found.add(tuple(groups[validation].tolist()))
-    assert found == {(1, 2, 2), (1, 3, 3)}
+        folds = folds_by_class(labels, groups, 3, torch.Generator().manual_seed(seed))
+        own = [folds[groups == group].unique().tolist() for group in range(4)]
+        assert all(len(numbers) == 1 for numbers in own)
+        assert own[0] != own[1] != own[2] != own[3]  # the pairs that share a class
     # A group that holds all of a class, for each class: single videos it is.
-    _, validation = split_by_class(labels, labels, 0.2, torch.Generator().manual_seed(0))
-    assert labels[validation].tolist() == [0, 1]
+    folds = folds_by_class(labels, labels, 5, torch.Generator().manual_seed(0))
+    assert all(len(folds[labels == label].unique()) == 5 for label in range(3))
+
+
+@pytest.mark.parametrize(("wanted", "judged"), [(200, 20), (9, 12), (1, 4)])
+def test_folds_are_left_out_until_enough_videos_were_judged(wanted, judged):
+    train = features(20, seed=0)
+    protocol = replace(SHORT, num_folds=5, min_validation_videos=wanted)
+    result = run_probe("knn", train, train, CONFIG, seed=0, protocol=protocol)
+    assert sum(is_right is not None for is_right in result.validation_is_right) == judged
+    assert len(result.validation_is_right) == 20 and result.validation_top1 == 1.0  # classes lie apart
+
+
+def test_what_is_chosen_is_best_on_all_videos_that_were_left_out():
+    # Four videos of one class lie in the middle of the other; many neighbours outvote them, one is now and then theirs.
+    train = features(40, seed=0)
+    train.values[::10] = features(40, seed=1).values[1::10]
+    result = run_probe("knn", train, train, CONFIG, seed=0, protocol=replace(SHORT, num_neighbours=(1, 20)))
+    assert result.validation_is_right == tuple(number % 10 != 0 for number in range(40))
+    assert result.validation_top1 == 0.9 and result.chosen == {"num_neighbours": 20}
+
+
+def test_a_class_that_one_group_holds_is_not_chosen_by():
+    groups, labels = torch.arange(21) // 3, torch.arange(21) % 2
+    labels[groups == 0] = 2
+    config = MMEConfig(**{**CONFIG.to_dict(), "id2label": {0: "jump", 1: "run", 2: "sit"}})
+    train = LabelledFeatures(features(21, seed=0).values, labels, groups)
+    result = run_probe("knn", train, train, config, seed=0, protocol=SHORT)
+    assert [is_right is None for is_right in result.validation_is_right] == (labels == 2).tolist()
 
 
 def test_neighbours_vote_by_their_likeness():
@@ -277,13 +306,14 @@ def test_the_best_of_equals_is_the_surest():
     labels = torch.tensor([0, 0, 0, 1])
     surer = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.6, 0.4]])
     worse = torch.tensor([[0.0, 1.0]] * 4)
-    assert best_of([worse, scores, surer], labels) == (2, 0.75)
-    assert best_of([surer, scores], labels)[0] == 0
+    assert best_of([worse, scores, surer], labels) == 2
+    assert best_of([surer, scores], labels) == 0
 
 
 def test_seeds_are_summed_up():
     results = [
-        ProbeResult(seed, {"num_neighbours": 1}, 0.5, top1, top1, 8, (True,)) for seed, top1 in enumerate((0.2, 0.4))
+        ProbeResult(seed, {"num_neighbours": 1}, 0.5, top1, top1, 8, (True, None), (True,))
+        for seed, top1 in enumerate((0.2, 0.4))
     ]
     summary = summary_of(results)
     assert summary["test_top1_mean"] == pytest.approx(0.3) and summary["validation_top1_std"] == 0.0

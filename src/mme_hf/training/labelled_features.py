@@ -51,34 +51,38 @@ def draw_shots(labels: torch.Tensor, shots: int, generator: torch.Generator, nam
     return torch.cat(drawn).sort().values
 
 
-def split_by_class(
-    labels: torch.Tensor, groups: torch.Tensor | None, fraction: float, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return numbers of videos to fit to, and to choose by: of each class that share, one at least, at most half.
+def folds_by_class(
+    labels: torch.Tensor, groups: torch.Tensor | None, num_folds: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Return the number of the fold that each video is of, each fold with a like share of every class.
+
+    Groups are placed one after the other, large ones first and those of one size in random order, each in the fold that
+    has least of its classes.
 
     Args:
-        labels: Class of each video.
-        groups: Groups that are not torn apart, unless no class could be chosen by otherwise; None for single videos.
-        fraction: The share. Of groups the first that reach it are taken, in random order.
+        labels: Class of each video, shape (V,).
+        groups: Groups that are not torn apart, unless no class is in two of them; None for single videos.
+        num_folds: How many; some stay empty where there are fewer groups.
         generator: Of the order.
 
     Raises:
         ValueError: If no class has two videos.
     """
-    counts = labels.bincount()
-    wanted = (fraction * counts).round().clamp_min(1)
-    taken = torch.zeros_like(counts)
-    is_validation = torch.zeros(len(labels), dtype=torch.bool)
-    groups = torch.arange(len(labels)) if groups is None else groups
-    names = groups.unique()
-    for group in names[torch.randperm(len(names), generator=generator)]:
-        its = labels[groups == group].bincount(minlength=len(counts))
-        is_needed = bool((taken < wanted)[its > 0].any())
-        if is_needed and bool((2 * (taken + its) <= counts)[its > 0].all()):
-            taken += its
-            is_validation |= groups == group
-    if is_validation.any():
-        return (~is_validation).nonzero()[:, 0], is_validation.nonzero()[:, 0]
-    if len(names) < len(labels):
-        return split_by_class(labels, None, fraction, generator)
-    raise ValueError("no class has two training videos: one to fit to and one to choose by.")
+    single = torch.arange(len(labels))
+    names, of_group = single.unique(return_inverse=True) if groups is None else groups.unique(return_inverse=True)
+    counts = torch.zeros(len(names), int(labels.max()) + 1, dtype=torch.float64)
+    counts.index_put_((of_group, labels), torch.ones((), dtype=torch.float64), accumulate=True)
+    if not ((counts > 0).sum(0) > 1).any():
+        if groups is None:
+            raise ValueError("no class has two training videos: one to fit to and one to choose by.")
+        return folds_by_class(labels, None, num_folds, generator)
+    order = torch.randperm(len(names), generator=generator)
+    order = order[counts[order].sum(1).argsort(descending=True, stable=True)]
+    shares = counts / counts.sum(0).clamp_min(1)
+    placed = torch.zeros(num_folds, counts.shape[1], dtype=torch.float64)
+    fold_of = torch.empty(len(names), dtype=torch.int64)
+    for group in order.tolist():
+        overlap, size = placed @ shares[group], placed.sum(1)
+        fold_of[group] = min(range(num_folds), key=lambda fold: (overlap[fold].item(), size[fold].item()))
+        placed[fold_of[group]] += shares[group]
+    return fold_of[of_group]

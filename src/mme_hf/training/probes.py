@@ -1,15 +1,17 @@
 """Linear, attentive and kNN probes on frozen features, by one protocol that no flag changes.
 
-A fifth of the training videos, of each class alike, is set aside to choose by: learning rate and weight decay, or the
-number of neighbours. Where groups of videos are known, they are set aside whole: videos of a scene that is trained on
-say little of one that is not. The probe is then fitted again to all training videos, and the test videos are judged
-once. What is random (this split, the videos of a low-shot probe, how heads start and the order of batches) is a seed's.
+What is chosen, learning rate and weight decay or the number of neighbours, is chosen by cross-validation: a fifth of
+the training videos, of each class alike, is left out to be judged, then the next, until enough were. Where groups of
+videos are known, they are left out whole: videos of a scene that is trained on say little of one that is not. The probe
+is then fitted to all training videos, and the test videos are judged once. What is random (the folds, the videos of a
+low-shot probe, how heads start and the order of batches) is a seed's.
 
 Shapes: V videos, K clips of each, N tokens of a clip, D features, C classes.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -20,7 +22,7 @@ from torch import nn
 
 from ..configuration_mme import MMEConfig
 from ..modeling_mme import MMEAttentivePooler, MMEClassifierHead, MMEPreTrainedModel
-from .labelled_features import LabelledFeatures, draw_shots, split_by_class
+from .labelled_features import LabelledFeatures, draw_shots, folds_by_class
 from .metrics import classification_metrics
 from .optimization import build_scheduler, parameter_groups
 
@@ -53,14 +55,17 @@ class ProbeProtocol:
     """All that a probe is by.
 
     Attributes:
-        validation_fraction: Share of the training videos of each class to choose by.
+        num_folds: Parts of the training videos that are left out by turns, to choose by.
+        min_validation_videos: No further one is left out once so many videos were judged: of a large set the first is
+            enough.
         linear: A linear layer on the mean of the tokens.
         attentive: An attentive pooler over tokens, a LayerNorm and a linear layer.
         num_neighbours: To choose from.
         temperature: Of the neighbours' votes.
     """
 
-    validation_fraction: float = 0.2
+    num_folds: int = 5
+    min_validation_videos: int = 200
     linear: HeadProtocol = HeadProtocol((1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (1e-2, 1.0), 60, 400, 256)
     attentive: HeadProtocol = HeadProtocol((1e-4, 3e-4, 1e-3), (5e-2,), 40, 300, 32)
     num_neighbours: tuple[int, ...] = (1, 5, 10, 20, 50)
@@ -73,11 +78,14 @@ class ProbeResult:
 
     Attributes:
         seed: The seed.
-        chosen: Hyper-parameters, those best on the validation part.
-        validation_top1: Share of its videos that were right, of the probe chosen by it.
+        chosen: Hyper-parameters, those best on training videos that were left out.
+        validation_top1: Share of these videos that were right, with the hyper-parameters chosen by it.
         test_top1: Share of the test videos that are right.
         test_mean_class_accuracy: The same, every class of the test videos counted alike.
         num_train_videos: What it was fitted to.
+        validation_is_right: Of each training video, in the order of the data set (those that could be read, and were
+            drawn), whether it was right when it was left out; None for one that was not judged: enough were, or none
+            of its class was left to fit to.
         test_is_right: Of each test video, in the order of the data set (those that could be read), whether it is right:
             two models are compared video by video.
     """
@@ -88,6 +96,7 @@ class ProbeResult:
     test_top1: float
     test_mean_class_accuracy: float
     num_train_videos: int
+    validation_is_right: tuple[bool | None, ...]
     test_is_right: tuple[bool, ...]
 
 
@@ -121,35 +130,59 @@ def run_probe(
     generator = torch.Generator().manual_seed(seed)
     if shots is not None:
         train = train[draw_shots(train.labels, shots, generator, config.id2label)]
-    fitted, validation = split_by_class(train.labels, train.groups, protocol.validation_fraction, generator)
-    candidates = list(_candidates(name, protocol, train[fitted]))
-    options = {"name": name, "config": config, "protocol": protocol, "device": device}
-    scores = _scores(train[fitted], train[validation], candidates, **options, generator=generator)
-    best, validation_top1 = best_of(scores, train.labels[validation])
-    (test_scores,) = _scores(train, test, [candidates[best]], **options, generator=generator)
+    options = {"name": name, "config": config, "protocol": protocol, "device": device, "generator": generator}
+    chosen, validation_is_right = _choose(train, **options)
+    (test_scores,) = _scores(train, test, [chosen], **options)
     found = classification_metrics(test_scores, test.labels)
     return ProbeResult(
         seed=seed,
-        chosen=candidates[best],
-        validation_top1=validation_top1,
+        chosen=chosen,
+        validation_top1=statistics.mean(is_right for is_right in validation_is_right if is_right is not None),
         test_top1=found["top1"],
         test_mean_class_accuracy=found["mean_class_accuracy"],
         num_train_videos=len(train.labels),
+        validation_is_right=validation_is_right,
         test_is_right=tuple((test_scores.argmax(1) == test.labels).tolist()),
     )
 
 
-def best_of(scores: Sequence[torch.Tensor], labels: torch.Tensor) -> tuple[int, float]:
-    """Return which scores (V, C) are right most often, and how often; of equals the one surest of what is right."""
-    top1 = [(each.argmax(1) == labels).double().mean().item() for each in scores]
+def _choose(
+    train: LabelledFeatures, *, protocol: ProbeProtocol, generator: torch.Generator, **options: Any
+) -> tuple[dict[str, float], tuple[bool | None, ...]]:
+    """Return the candidate that is best on videos that were left out, and which of these it was right about."""
+    folds = folds_by_class(train.labels, train.groups, protocol.num_folds, generator)
+    left_out, scores = [], []
+    # Those of the smallest part that is fitted to: all parts have the same.
+    num_clips = (len(folds) - int(folds.bincount().max())) * train.values.shape[1]
+    candidates = list(_candidates(options["name"], protocol, num_clips))
+    for fold in folds.unique().tolist():
+        part = train[(folds != fold).nonzero()[:, 0]]
+        # Of a class that is in this fold alone nothing is learnt, whatever is chosen.
+        videos = ((folds == fold) & torch.isin(train.labels, part.labels)).nonzero()[:, 0]
+        if not len(videos):
+            continue
+        scores.append(_scores(part, train[videos], candidates, protocol=protocol, generator=generator, **options))
+        left_out.append(videos)
+        if sum(map(len, left_out)) >= protocol.min_validation_videos:
+            break
+    videos = torch.cat(left_out)
+    joined = [torch.cat(own) for own in zip(*scores, strict=True)]
+    best = best_of(joined, train.labels[videos])
+    is_right: list[bool | None] = [None] * len(folds)
+    for video, right in zip(videos.tolist(), joined[best].argmax(1) == train.labels[videos], strict=True):
+        is_right[video] = right.item()
+    return candidates[best], tuple(is_right)
+
+
+def best_of(scores: Sequence[torch.Tensor], labels: torch.Tensor) -> int:
+    """Return which scores (V, C) are right most often; of equals the one surest of what is right."""
+    top1 = [(each.argmax(1) == labels).sum().item() for each in scores]
     surety = [each.gather(1, labels[:, None]).clamp_min(1e-12).log().mean().item() for each in scores]
-    best = max(range(len(scores)), key=lambda candidate: (top1[candidate], surety[candidate]))
-    return best, top1[best]
+    return max(range(len(scores)), key=lambda candidate: (top1[candidate], surety[candidate]))
 
 
-def _candidates(name: str, protocol: ProbeProtocol, train: LabelledFeatures) -> Iterator[dict[str, float]]:
+def _candidates(name: str, protocol: ProbeProtocol, num_clips: int) -> Iterator[dict[str, float]]:
     if name == "knn":
-        num_clips = train.values.shape[0] * train.values.shape[1]
         # Of a small bank all are neighbours: larger numbers would say the same.
         yield from ({"num_neighbours": k} for k in protocol.num_neighbours if k < num_clips or k == 1)
         return
