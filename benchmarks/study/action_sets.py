@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import av
 
@@ -71,6 +74,27 @@ def write_manifests(data: Path, folder: Path) -> tuple[list[ActionSet], dict[str
     return sets, {part: write_lines(folder / f"all-{part}.csv", lines) for part, lines in lines_of.items()}
 
 
+def facts_of(actions: ActionSet) -> dict[str, Any]:
+    """Return what is to be known of a set beside its videos: classes, groups, and what the same videos have in common.
+
+    Returns:
+        `num_classes`, `train_groups` and `test_groups` (a number for each video, in order), and `videos`, a hash of
+        their names, sizes and groups.
+    """
+    lines = {part: read_lines(getattr(actions, part)) for part in PARTS}
+    groups = {part: numbered(line["group"] for line in own) for part, own in lines.items()}
+    videos = [
+        [part, line["label"], Path(line["path"]).name, Path(line["path"]).stat().st_size, group]
+        for part, own in lines.items()
+        for line, group in zip(own, groups[part], strict=True)
+    ]
+    return {
+        "num_classes": len({line["label"] for line in lines["test"]}),
+        "videos": blake2b(json.dumps(videos).encode(), digest_size=8).hexdigest(),
+        **{f"{part}_groups": numbers for part, numbers in groups.items()},
+    }
+
+
 def numbered(names: Iterable[str]) -> list[int]:
     """Return a number for each name, the same for equal ones, from 0 in the order in which they come."""
     numbers: dict[str, int] = {}
@@ -88,10 +112,12 @@ def thinned(manifest: Path, step: int) -> Path:
 
     They lie beside the manifest, and are made unless they are there.
     """
-    path = manifest.with_name(f"{manifest.stem}-every-{step}.csv")
+    # Another manifest has other copies.
+    digest = blake2b(manifest.read_bytes(), digest_size=4).hexdigest()
+    path = manifest.with_name(f"{manifest.stem}-every-{step}-{digest}.csv")
     if path.exists():
         return path
-    folder = manifest.with_name(f"every-{step}")
+    folder = manifest.with_name(f"every-{step}-{digest}")
     lines = []
     for number, line in enumerate(read_lines(manifest)):
         copy = folder / manifest.stem / f"{number:05}.mkv"

@@ -54,7 +54,9 @@ class Evidence:
         self.curves = _by_row_and_seed(folder / "curves")
         self.pictures = _by_row_and_seed(folder / "pictures")
         sets = json.loads((folder / "sets.json").read_text()) if (folder / "sets.json").exists() else {}
-        self.groups = {name: found["test_groups"] for name, found in sets.items()}
+        self.groups = {
+            name: {part: found[f"{part}_groups"] for part in ("train", "test")} for name, found in sets.items()
+        }
         self.chances = {name: 1 / found["num_classes"] for name, found in sets.items()}
         probed = {name for found in self.probes.values() for name in found["probes"]}
         self.sets = sorted(probed | set(self.handmade))
@@ -102,14 +104,22 @@ class Evidence:
             Measured(tuple(one["read"]["test_top1"] for one in found)),
         )
 
-    def is_right(self, row: str, judge: str, actions: str) -> dict[int, list[bool]]:
-        """Return, by seed, which test videos of a set a probe, or the model "fine-tuned" on it, was right about."""
+    def is_right(self, row: str, judge: str, actions: str, part: str = "test") -> dict[int, np.ndarray]:
+        """Return, by seed, which videos of a set a row is right about, as 1 and 0; nan for those not judged.
+
+        Args:
+            row: Its name.
+            judge: A probe, or "fine-tuned".
+            actions: The set.
+            part: "test", or "train": those videos that a probe is chosen by, when they were left out.
+        """
         if judge == FINETUNED:
-            return {one["seed"]: one["test_is_right"] for one in self._finetuned(row, actions)}
+            return {one["seed"]: np.array(one["test_is_right"], float) for one in self._finetuned(row, actions)}
+        name = {"test": "test_is_right", "train": "validation_is_right"}[part]
         return {
-            seed: found["probes"][actions][judge]["seeds"][0]["test_is_right"]
-            for (name, seed), found in sorted(self.probes.items())
-            if name == row and judge in found["probes"].get(actions, {})
+            seed: np.array(found["probes"][actions][judge]["seeds"][0][name], float)  # None becomes nan
+            for (own, seed), found in sorted(self.probes.items())
+            if own == row and judge in found["probes"].get(actions, {})
         }
 
     def shared_seeds(self, row: str, other: str, judge: str, actions: str) -> list[int]:
@@ -117,45 +127,32 @@ class Evidence:
         ours, theirs = (self.is_right(name, judge, actions) for name in (row, other))
         return sorted(seed for seed in ours if seed in theirs)
 
-    def probed_seeds(self, row: str, other: str) -> list[int]:
-        """Return the seeds that the probes of both rows have been run with."""
-        return sorted(seed for name, seed in self.probes if name == row and (other, seed) in self.probes)
+    def difference(
+        self, row: str, other: str, judge: str, sets: Sequence[str], part: str = "test"
+    ) -> tuple[float, float, float] | None:
+        """Return by how much a row is better than another, the mean over sets, and its 95 % interval.
 
-    def gain(self, row: str, other: str, probe: str, figure: str) -> float | None:
-        """Return by how much a figure of a probe is better than another row's: the mean over sets and shared seeds.
-
-        None without a seed that both were run with.
+        None without a seed that both were run with. `judge` and `part` are as in `is_right`.
         """
-        pairs = [[self.probes[name, seed]["probes"] for name in (row, other)] for seed in self.probed_seeds(row, other)]
-        gains = [
-            ours[actions][probe]["seeds"][0][figure] - theirs[actions][probe]["seeds"][0][figure]
-            for ours, theirs in pairs
-            for actions in self.sets
-        ]
-        return statistics.mean(gains) if gains else None
-
-    def difference(self, row: str, other: str, judge: str, actions: str) -> tuple[float, float, float] | None:
-        """Return by how much a row is better than another, and the 95 % interval of `paired_bootstrap`.
-
-        None without a seed that both were run with. `judge` is as in `is_right`.
-        """
-        seeds = self.shared_seeds(row, other, judge, actions)
-        if not seeds:
-            return None
-        ours, theirs = (self.is_right(name, judge, actions) for name in (row, other))
-        gains = np.array([np.subtract(ours[seed], theirs[seed], dtype=float) for seed in seeds])
-        return paired_bootstrap(gains, self.groups.get(actions))
+        means, draws = [], []
+        for actions in sets:
+            ours, theirs = (self.is_right(name, judge, actions, part) for name in (row, other))
+            gains = [ours[seed] - theirs[seed] for seed in sorted(ours) if seed in theirs]
+            if not gains:
+                return None
+            means.append(np.nanmean(gains))
+            draws.append(bootstrap_means(np.array(gains), self.groups.get(actions, {}).get(part)))
+        return float(np.mean(means)), *map(float, np.nanquantile(np.mean(draws, axis=0), (0.025, 0.975)))
 
 
-def paired_bootstrap(
-    gains: np.ndarray, groups: Sequence[int] | None = None, seed: int = 0
-) -> tuple[float, float, float]:
-    """Return the mean gain and its 95 % interval, by drawing seeds and groups of videos anew, with replacement.
+def bootstrap_means(gains: np.ndarray, groups: Sequence[int] | None = None, seed: int = 0) -> np.ndarray:
+    """Return means of gains with seeds and groups of videos drawn anew, with replacement, shape (NUM_RESAMPLES,).
 
     Args:
-        gains: 1 where only the first model is right, -1 where only the second is, else 0; shape (seeds, videos).
+        gains: 1 where only the first model is right, -1 where only the second is, 0, or nan for a video that was not
+            judged; shape (seeds, videos).
         groups: Group of each video, from 0: of one scene or actor, so right or wrong together. Default: each its own.
-        seed: Of the draws.
+        seed: Of the draws; those of seeds are the same for any number of videos.
 
     Source: Efron, Bootstrap methods: another look at the jackknife (percentile interval), on both factors; whole groups
     as in Davison and Hinkley, Bootstrap Methods and Their Application, section 3.8.
@@ -168,9 +165,8 @@ def paired_bootstrap(
         generator.multinomial(size, np.full(size, 1 / size), NUM_RESAMPLES) for size in (num_seeds, groups.max() + 1)
     )
     videos = drawn[:, groups]
-    means = ((seeds @ gains) * videos).sum(1) / (num_seeds * videos.sum(1))
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(gains.mean()), float(low), float(high)
+    sums, counts = (((seeds @ values) * videos).sum(1) for values in (np.nan_to_num(gains), ~np.isnan(gains)))
+    return sums / counts
 
 
 def _by_row_and_seed(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from action_sets import ActionSet, read_lines
+from action_sets import ActionSet, numbered, read_lines
 
 from mme_hf import MMEConfig, histogram_of_gradients, open_video
 from mme_hf.motion import DISFlow
@@ -15,6 +15,7 @@ from mme_hf.training.labelled_features import LabelledFeatures
 from mme_hf.training.probes import run_probe
 
 HANDMADE = ("hog", "hof", "hog_hof")
+NUM_HANDMADE_SEEDS = 3
 # Parts of a video in time, rows and columns that flow is gathered in.
 _FLOW_PARTS = (4, 3, 3)
 _HOG_PARTS = (4, 4)
@@ -22,7 +23,7 @@ _NUM_BINS = 8
 _SLOW_PX = 0.4  # what moves less has a bin of its own
 
 
-def judge_handmade(actions: ActionSet, num_seeds: int) -> dict[str, Any]:
+def judge_handmade(actions: ActionSet) -> dict[str, Any]:
     """Return what linear probes of each kind of features are right about, by the protocol of all probes."""
     parts = {part: _features(getattr(actions, part)) for part in ("train", "test")}
     results = {}
@@ -32,7 +33,7 @@ def judge_handmade(actions: ActionSet, num_seeds: int) -> dict[str, Any]:
         }
         train, test, classes = labelled(actions, values)
         config = MMEConfig(hidden_size=train.values.shape[-1], num_attention_heads=1, num_labels=len(classes))
-        found = [run_probe("linear", train, test, config, seed=seed) for seed in range(num_seeds)]
+        found = [run_probe("linear", train, test, config, seed=seed) for seed in range(NUM_HANDMADE_SEEDS)]
         results[name] = [vars(result) for result in found]
     return {"set": actions.name, "handmade": results}
 
@@ -53,9 +54,10 @@ def labelled(
     for part, own in lines.items():
         if len(own) != len(values[part]):
             raise ValueError(f"{actions.name}: {len(values[part])} of the {len(own)} {part} videos could be read.")
-    classes, groups = (sorted({line[name] for line in lines["train"]}) for name in ("label", "group"))
+    classes = sorted({line["label"] for line in lines["train"]})
     labels = {part: torch.tensor([classes.index(line["label"]) for line in own]) for part, own in lines.items()}
-    numbers = torch.tensor([groups.index(line["group"]) for line in lines["train"]])
+    # In the order in which examples/probe.py numbers them: a seed then makes the same folds of all features.
+    numbers = torch.tensor(numbered(line["group"] for line in lines["train"]))
     train = LabelledFeatures(values["train"], labels["train"], numbers)
     return train, LabelledFeatures(values["test"], labels["test"]), classes
 

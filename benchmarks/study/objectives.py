@@ -215,6 +215,11 @@ class Size:
         names = ("max_train_steps", "warmup_steps", "checkpointing_steps")
         return {name: row.times_as_long * self.pretraining[name] for name in names}
 
+    def shortened(self) -> dict[str, int]:
+        """Return what a pre-training that a rate is chosen by has for other lengths."""
+        warmup = round(self.rate_steps / self.pretraining["max_train_steps"] * self.pretraining["warmup_steps"])
+        return {"max_train_steps": self.rate_steps, "warmup_steps": warmup}
+
     def configuration(self, row: Row, seed: int, rate: float) -> dict[str, Any]:
         """Return all flags of a pre-training but those that name files."""
         shared = {**self.pretraining, **self.lengths(row), "frame_stride": FRAME_STRIDE}

@@ -8,9 +8,9 @@ training parts of all sets are pre-trained on together, without labels; every se
 is chosen on it. The real scripts are run (`examples/pretrain.py`, `probe.py`, `finetune.py`, `evaluate.py`).
 
 The work is a list of pieces. What a piece found is a JSON file in benchmarks/study/results/SIZE, and a piece that has
-one is not run again; one that was stopped goes on from its last checkpoint in --work_dir. `--minutes 60` begins no
-piece after an hour, `--rows`, `--num_seeds` and `--kinds` choose some of them. Tables and plots are made anew after
-every piece.
+one is not run again; one that was stopped goes on from its last checkpoint in --work_dir. Results of other videos, or
+of other settings, are an error: give --results_dir to begin anew. `--minutes 60` begins no piece after an hour,
+`--rows`, `--num_seeds` and `--kinds` choose some of them. Tables and plots are made anew after every piece.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from action_sets import ActionSet, numbered, read_lines, thinned, write_manifests
-from handmade import judge_handmade
+from action_sets import ActionSet, facts_of, read_lines, thinned, write_manifests
+from handmade import NUM_HANDMADE_SEEDS, judge_handmade
 from measured_tracks import judge_tracks
 from motion_readout import judge_readout
 from objectives import BY_NAME, FRAME_STRIDE, ROWS, SIZES, Row
@@ -37,7 +39,7 @@ from study_tables import write_all
 from mme_hf import MMEConfig, MMEModel, preset_config
 from mme_hf.model_card_facts import current_machine, current_versions
 from mme_hf.training.optimization import check_optimizer
-from mme_hf.training.probes import PROBES
+from mme_hf.training.probes import PROBES, ProbeProtocol
 
 STUDY = Path(__file__).resolve().parent
 REPOSITORY = STUDY.parents[1]
@@ -62,6 +64,21 @@ class MissingWeightsError(Exception):
     """A piece needs weights that are not in the working folder."""
 
 
+@dataclass(frozen=True)
+class Piece:
+    """One result.
+
+    Attributes:
+        name: Its kind and what it is of; also of its JSON file.
+        configuration: What it depends on beside videos, code and the results of earlier pieces.
+        compute: Returns what it found.
+    """
+
+    name: str
+    configuration: Mapping[str, Any]
+    compute: Callable[[], dict[str, Any]]
+
+
 class Study:
     """All pieces of one size, in the order in which they are worth most."""
 
@@ -75,15 +92,17 @@ class Study:
         self.results_dir = args.results_dir / args.size
         self.work_dir = args.work_dir.resolve() / args.size
         self.sets, self.all = write_manifests(args.data.resolve(), args.work_dir.resolve() / "data")
-        self._write_sets()
+        self._check_sets()
         self.deadline = time.monotonic() + 60 * args.minutes
 
     def run(self) -> None:
         """Run every piece that has no result yet, while there is time; fail at the end if one could not be run."""
         left_out = []
-        for name, compute in self.pieces():
-            path = self.results_dir / f"{name}.json"
-            if path.exists() or name.split("/")[0] not in self.args.kinds:
+        for piece in self.pieces():
+            name, path = piece.name, self.results_dir / f"{piece.name}.json"
+            configuration = json.loads(json.dumps(piece.configuration))
+            if path.exists():
+                check_configuration(path, configuration)
                 continue
             if time.monotonic() > self.deadline:
                 print("out of time; the same command goes on from here")
@@ -91,13 +110,14 @@ class Study:
             print(f"{name} ...", flush=True)
             started = time.perf_counter()
             try:
-                computed = compute()
+                computed = piece.compute()
             except MissingWeightsError as error:  # made on another machine, maybe; the rest can still be done
                 print(f"{name}: left out, {error}", flush=True)
                 left_out.append(name)
                 continue
             found = {
                 **computed,
+                "configuration": configuration,
                 "seconds": round(time.perf_counter() - started, 1),
                 "machine": current_machine(),
                 "versions": current_versions(),
@@ -111,53 +131,78 @@ class Study:
         if left_out:
             sys.exit(f"left out for want of weights: {', '.join(left_out)}")
 
-    def _write_sets(self) -> None:
-        """Write what tables need of the sets: how many classes, and which test videos are of one group, in order."""
-        facts = {}
-        for actions in self.sets:
-            lines = read_lines(actions.test)
-            num_classes = len({line["label"] for line in lines})
-            facts[actions.name] = {
-                "num_classes": num_classes,
-                "test_groups": numbered([line["group"] for line in lines]),
-            }
-        self.results_dir.mkdir(parents=True, exist_ok=True)
-        (self.results_dir / "sets.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    def _check_sets(self) -> None:
+        """Write which videos the results are of, and what tables need of them.
 
-    def pieces(self) -> Iterator[tuple[str, Any]]:
-        """Yield name and function of every piece: rates, the rows that have all seeds, seed by seed, then the rest."""
+        Raises:
+            SystemExit: If there are results of other videos.
+        """
+        facts, path = {actions.name: facts_of(actions) for actions in self.sets}, self.results_dir / "sets.json"
+        if path.exists() and (known := json.loads(path.read_text())) != facts:
+            differing = sorted(name for name in {*known, *facts} if known.get(name) != facts.get(name))
+            sys.exit(
+                f"study.py: error: the results in {self.results_dir} are of other videos of {', '.join(differing)}. "
+                "Give --results_dir a folder of their own."
+            )
+        self.results_dir.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield each piece of the kinds asked for: rates, the rows that have all seeds, seed by seed, then the rest."""
         rows = [BY_NAME[name] for name in self.args.rows]
         for actions in self.sets:
-            yield f"handmade/{actions.name}", lambda actions=actions: judge_handmade(actions, self.args.num_seeds)
-            yield f"tracks/{actions.name}", lambda actions=actions: self.judge_tracks(actions)
+            yield from self._pieces_without_model(actions)
         for row in (row for row in ROWS if row.flags is not None and row.rate_of is None):
-            if any(row.name in (chosen.name, chosen.rate_of) for chosen in rows):
+            if "rates" in self.args.kinds and any(row.name in (chosen.name, chosen.rate_of) for chosen in rows):
                 for rate in self.rates_to_try(row):
-                    yield f"rates/{row.name}-{rate:g}", lambda row=row, rate=rate: self.judge_rate(row, rate)
+                    configuration = self.size.configuration(row, 0, rate) | self.size.shortened()
+                    compute = partial(self.judge_rate, row, rate)
+                    yield Piece(f"rates/{row.name}-{rate:g}", configuration, compute)
         all_seeds = range(self.args.num_seeds)
-        yield from self.pieces_of([row for row in rows if row.has_all_seeds], all_seeds)
-        yield from self.pieces_of([row for row in rows if not row.has_all_seeds], all_seeds[:1])
-        for seed in all_seeds:
-            for row in (row for row in rows if row.has_all_seeds or seed == 0):
-                yield f"readout/{row.name}-{seed}", lambda row=row, seed=seed: self.judge_readout(row, seed)
-        for row in (row for row in rows if row.has_curve):
-            yield f"curves/{row.name}-0", lambda row=row: self.probe_checkpoints(row)
-        for row in (row for row in rows if row.is_drawn):
-            yield f"pictures/{row.name}-0", lambda row=row: self.draw(row)
+        yield from self._pieces_of([row for row in rows if row.has_all_seeds], all_seeds)
+        yield from self._pieces_of([row for row in rows if not row.has_all_seeds], all_seeds[:1])
+        if "readout" in self.args.kinds:
+            configuration = {"protocol": asdict(ProbeProtocol()), "num_views": self.size.num_readout_views}
+            for seed in all_seeds:
+                for row in (row for row in rows if row.has_all_seeds or seed == 0):
+                    yield Piece(f"readout/{row.name}-{seed}", configuration, partial(self.judge_readout, row, seed))
+        if "curves" in self.args.kinds:
+            for row in (row for row in rows if row.has_curve):
+                configuration = self.probing() | self.size.lengths(row)
+                yield Piece(f"curves/{row.name}-0", configuration, partial(self.probe_checkpoints, row))
+        if "pictures" in self.args.kinds:
+            for row in (row for row in rows if row.is_drawn):
+                yield Piece(f"pictures/{row.name}-0", {}, partial(self.draw, row))
 
-    def pieces_of(self, rows: list[Row], seeds: range) -> Iterator[tuple[str, Any]]:
+    def _pieces_without_model(self, actions: ActionSet) -> Iterator[Piece]:
+        protocol = asdict(ProbeProtocol())
+        if "handmade" in self.args.kinds:
+            configuration = {"protocol": protocol, "num_seeds": NUM_HANDMADE_SEEDS}
+            yield Piece(f"handmade/{actions.name}", configuration, partial(judge_handmade, actions))
+        if "tracks" in self.args.kinds:
+            yield Piece(f"tracks/{actions.name}", self.probing(), partial(self.judge_tracks, actions))
+
+    def _pieces_of(self, rows: list[Row], seeds: range) -> Iterator[Piece]:
         """Yield the pre-trainings and the probes of all rows, seed by seed, then the fine-tunings."""
         for seed in seeds:
             for row in rows:
-                if row.flags is not None:
-                    name = f"pretraining/{row.name}-{seed}"
-                    yield name, lambda row=row, seed=seed: self.pretrain_and_judge(row, seed)
-                yield f"probes/{row.name}-{seed}", lambda row=row, seed=seed: self.probe_row(row, seed)
-        for seed in seeds[: self.size.num_finetuning_seeds]:
-            for row in rows:
-                for actions in self.sets:
-                    name = f"finetuning/{row.name}-{seed}-{actions.name}"
-                    yield name, lambda row=row, seed=seed, actions=actions: self.finetune(row, seed, actions)
+                if row.flags is not None and "pretraining" in self.args.kinds:
+                    configuration = self.size.configuration(row, seed, self.learning_rate(row))
+                    compute = partial(self.pretrain_and_judge, row, seed)
+                    yield Piece(f"pretraining/{row.name}-{seed}", configuration, compute)
+                if "probes" in self.args.kinds:
+                    yield Piece(f"probes/{row.name}-{seed}", self.probing(), partial(self.probe_row, row, seed))
+        if "finetuning" in self.args.kinds:
+            for seed in seeds[: self.size.num_finetuning_seeds]:
+                for row in rows:
+                    for actions in self.sets:
+                        name = f"finetuning/{row.name}-{seed}-{actions.name}"
+                        yield Piece(name, self.size.finetuning, partial(self.finetune, row, seed, actions))
+
+    def probing(self) -> dict[str, Any]:
+        """Return what probes of clips depend on."""
+        views = {"num_views": self.size.num_views, "num_crops": self.size.num_crops, "frame_stride": FRAME_STRIDE}
+        return {"protocol": asdict(ProbeProtocol()), **views, **self.encoder_flags()}
 
     def judge_tracks(self, actions: ActionSet) -> dict[str, Any]:
         """Return what probes of the measured motion are right about, in clips like those of the models."""
@@ -175,11 +220,8 @@ class Study:
 
     def judge_rate(self, row: Row, rate: float) -> dict[str, Any]:
         """Return how much of its targets a short pre-training explains, on training videos that it is kept from."""
-        steps = self.size.rate_steps
-        share = steps / self.size.pretraining["max_train_steps"]
-        changes = {"max_train_steps": steps, "warmup_steps": round(share * self.size.pretraining["warmup_steps"])}
         folder = self.work_dir / "rates" / f"{row.name}-{rate:g}"
-        self.pretrain(row, 0, rate, folder, ("fit", "validation"), changes)
+        self.pretrain(row, 0, rate, folder, ("fit", "validation"), self.size.shortened())
         shares = json.loads((folder / "eval_results.json").read_text())["explained_share"]
         return {
             "row": row.name,
@@ -220,7 +262,6 @@ class Study:
         return {
             "row": row.name,
             "seed": seed,
-            "configuration": self.size.configuration(row, seed, rate),
             "facts": facts,
             "motion_targets": MMEConfig.from_pretrained(folder).motion_targets,
             "explained_shares": results["explained_share"],
@@ -339,10 +380,20 @@ class Study:
             "row": row.name,
             "seed": seed,
             "set": actions.name,
-            "configuration": self.size.finetuning,
             **{name: report[name] for name in kept},
             "test_is_right": correct,
         }
+
+
+def check_configuration(path: Path, configuration: dict[str, Any]) -> None:
+    """Stop the study if a result that is there is of other settings than it would be of now."""
+    known = json.loads(path.read_text()).get("configuration", {})
+    if known != configuration:
+        names = sorted(name for name in {*known, *configuration} if known.get(name) != configuration.get(name))
+        sys.exit(
+            f"study.py: error: {path} is of other settings ({', '.join(names)}). Remove it to have it run again, or "
+            "give another --results_dir."
+        )
 
 
 def call(script: str, flags: Mapping[str, Any], log: Path, words: list[str] | None = None) -> None:

@@ -58,11 +58,11 @@ def write_all(results_dir: Path, size: str) -> None:
         "## Differences\n\nOf the attentive probe and of fine-tuned models, in points, with the 95 % interval of a "
         "paired bootstrap over the seeds that both rows have and over groups of videos, of one scene or actor, where "
         "these are known. Of one seed the interval says nothing of other seeds.\n\n" + difference_table(evidence),
-        "## Defaults\n\nRows that give up a default of the package against those that keep it, in points, the mean "
-        "over sets and the seeds that both have: on the training videos that probes are chosen by, and on test videos. "
-        f"A default gives way if both probes are better without it by {100 * DEFAULT_GIVES_WAY:.0f} points on the "
-        "former; of one seed alone it is in doubt, and more are to be run. Nothing is chosen by the latter.\n\n"
-        + default_table(evidence),
+        "## Defaults\n\nRows that give up a default of the package against those that keep it, in points with "
+        "intervals as above, the mean over sets: on the training videos that probes are chosen by, when they were left "
+        "out, and on test videos. Where both probes are better without a default by "
+        f"{100 * DEFAULT_GIVES_WAY:.0f} points or more on the former, it is in doubt, and gives way if both intervals "
+        "of several seeds say so. Nothing is chosen by the latter.\n\n" + default_table(evidence),
         "## Motion of held-out clips that is explained\n\n1 - squared error / squared error of always predicting the "
         "training mean, on clips of test videos: "
         f"{PretrainingArguments.max_eval_videos} of them, evenly spread, if there are more.\n\n"
@@ -151,16 +151,21 @@ def difference_table(evidence: Evidence) -> str:
     lines = []
     for judge in ("attentive", FINETUNED):
         for name, rival in ((row.name, rival) for row in ROWS for rival in _rivals(row.name)):
-            cells = [evidence.difference(name, rival, judge, actions) for actions in evidence.sets]
+            cells = [evidence.difference(name, rival, judge, [actions]) for actions in evidence.sets]
             if not any(cells):
                 continue
-            texts = [
-                "-" if cell is None else f"{100 * cell[0]:+.1f} ({100 * cell[1]:+.1f} to {100 * cell[2]:+.1f})"
-                for cell in cells
-            ]
+            texts = map(_points, cells)
             num_seeds = max(len(evidence.shared_seeds(name, rival, judge, actions)) for actions in evidence.sets)
             lines.append([judge, BY_NAME[name].about, BY_NAME[rival].about, *texts, num_seeds])
     return table(["judged by", "pre-trained to predict", "against", *evidence.sets, "seeds"], lines)
+
+
+def _points(difference: tuple[float, float, float] | None) -> str:
+    """Return a difference and its interval in points."""
+    if difference is None:
+        return "-"
+    mean, low, high = (100 * value for value in difference)
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _rivals(name: str) -> list[str]:
@@ -174,20 +179,20 @@ def _rivals(name: str) -> list[str]:
 
 
 def default_table(evidence: Evidence) -> str:
+    figures = [(part, probe) for part in ("train", "test") for probe in ("linear", "attentive")]
     lines = []
     for row in (row for row in ROWS if row.default):
-        figures = [(part, probe) for part in ("validation_top1", "test_top1") for probe in ("linear", "attentive")]
-        gains = [evidence.gain(row.name, row.base, probe, part) for part, probe in figures]
-        num_seeds = len(evidence.probed_seeds(row.name, row.base))
-        if not num_seeds:
+        gains = [evidence.difference(row.name, row.base, probe, evidence.sets, part) for part, probe in figures]
+        if None in gains:
             lines.append([row.default, row.about, *["-"] * len(gains), 0, "not run"])
             continue
+        num_seeds = len(evidence.shared_seeds(row.name, row.base, "attentive", evidence.sets[0]))
         verdict = "stands"
-        if min(gains[:2]) >= DEFAULT_GIVES_WAY:
-            verdict = "gives way" if num_seeds > 1 else "in doubt"
-        cells = [f"{100 * gain:+.1f}" for gain in gains]
-        lines.append([row.default, row.about, *cells, num_seeds, verdict])
-    head = [f"{probe}, {part}" for part in ("train", "test") for probe in ("linear", "attentive")]
+        if min(mean for mean, _, _ in gains[:2]) >= DEFAULT_GIVES_WAY:
+            is_shown = num_seeds > 1 and min(low for _, low, _ in gains[:2]) > 0
+            verdict = "gives way" if is_shown else "in doubt"
+        lines.append([row.default, row.about, *map(_points, gains), num_seeds, verdict])
+    head = [f"{probe}, {part}" for part, probe in figures]
     return table(["default", "instead", *head, "seeds", "the default"], lines)
 
 
