@@ -3,9 +3,9 @@
     accelerate launch examples/probe.py --model_name_or_path my_run --train_dir set/train --validation_dir set/test
     accelerate launch examples/probe.py --preset tiny --train_dir set/train --validation_dir set/test   # random weights
 
-One protocol for all models, in `mme_hf/training/probes.py`: what is chosen is chosen on a part of the training videos,
-the videos of validation_* are only judged by. Features are computed once and kept. `--shots 5` draws five videos of
-each class. The table and results.json have mean and standard deviation over seeds.
+One protocol for all models, in `mme_hf/training/probes.py`: what is chosen is chosen by training videos that were left
+out, the videos of validation_* are only judged by. Features are computed once and kept. `--shots 5` draws five videos
+of each class. The table and results.json have mean and standard deviation over seeds.
 """
 
 from __future__ import annotations

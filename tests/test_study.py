@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,8 @@ from handmade import direction_votes  # noqa: E402
 from measured_tracks import measured_clips  # noqa: E402
 from motion_readout import ridge  # noqa: E402
 from objectives import BY_NAME, ROWS, SIZES  # noqa: E402
-from study import MissingWeightsError, Piece, Study  # noqa: E402
+from pieces import Piece, as_json, begin, is_of  # noqa: E402
+from study import KINDS, MissingWeightsError, Study  # noqa: E402
 from study_tables import (  # noqa: E402
     cost_table,
     default_table,
@@ -84,6 +86,9 @@ def test_thinned_videos_hold_every_fourth_frame_as_it_was(actions, tmp_path):
     with open_video(before["path"]) as whole, open_video(after["path"]) as thin:
         assert thin.num_frames == 3  # 0, 4 and 8 of 12
         assert np.array_equal(thin.frames_at([0, 1, 2]), whole.frames_at([0, 4, 8]))
+    first = thinned(sets[0].test, 4)
+    write_lines(sets[0].test, read_lines(sets[0].test)[1:])
+    assert len(read_lines(thinned(sets[0].test, 4))) == 9 and len(read_lines(first)) == 10  # not those of before
 
 
 def study_of(results_dir):
@@ -115,7 +120,7 @@ def test_a_rate_is_chosen_of_all_and_of_one_beyond_them(tmp_path, scores, beyond
                 study.learning_rate(row)
         found.append(rate)
         score = [*scores, beyond][number]
-        contents = {"row": "mme", "learning_rate": rate, "score": score}
+        contents = {"score": score, "configuration": study.configuration_of_rate(row, rate)}
         (tmp_path / "rates" / f"mme-{rate:g}.json").write_text(json.dumps(contents))
     assert found == tried and study.learning_rate(row) == chosen
 
@@ -149,6 +154,46 @@ def test_what_was_left_out_is_told_though_time_is_up(tmp_path, monkeypatch, caps
         study.run()
 
 
+def test_every_piece_of_weights_depends_on_how_these_were_made_and_on_how_it_judges(tmp_path, actions):
+    study = study_of(tmp_path)
+    study.sets, _ = write_manifests(actions, tmp_path / "data")
+    study.args = SimpleNamespace(kinds=KINDS, rows=["random", "mme"], num_seeds=1)
+    with_rates(study)
+
+    def configurations():
+        return {piece.name: as_json(piece.configuration) for piece in study.pieces()}
+
+    before = configurations()
+    of_mme = {name for name in before if "/mme-0" in name}
+    assert {name.split("/")[0] for name in of_mme} == set(KINDS) - {"handmade", "tracks"}
+
+    def changed(**changes):
+        study.size = replace(SIZES["cpu"], **changes)
+        return {name for name, configuration in configurations().items() if configuration != before[name]}
+
+    made = as_json(SIZES["cpu"].configuration(BY_NAME["mme"], 0, 1.6e-2))
+    assert before["pretraining/mme-0"] == made
+    of_weights = {name for name in of_mme if not name.startswith(("rates", "pretraining"))}
+    assert all(before[name]["pretraining"] == made for name in of_weights)
+    with pytest.raises(SystemExit, match=r"mme-0.008.json is of other settings \(warmup_steps\)"):
+        changed(pretraining={**SIZES["cpu"].pretraining, "warmup_steps": 0})
+    judged = {name for name in before if name.split("/")[0] in ("tracks", "probes", "finetuning", "curves")}
+    assert changed(num_views=2) == changed(num_crops=1) == judged
+    assert changed(num_readout_views=1) == {name for name in before if name.startswith("readout")}
+
+
+def test_a_working_folder_of_other_settings_is_begun_anew(tmp_path):
+    folder = tmp_path / "pretraining" / "mme-0.5"
+    begin(folder, {"rate": (1, 2)})
+    folder.mkdir()
+    (folder / "checkpoint").touch()
+    begin(folder, {"rate": [1, 2]})
+    assert (folder / "checkpoint").exists() and is_of(folder, {"rate": [1, 2]})
+    assert not is_of(folder, {"rate": 3}) and not is_of(tmp_path / "other", {})
+    begin(folder, {"rate": 3})
+    assert not folder.exists() and is_of(folder, {"rate": 3})
+
+
 def test_results_of_other_videos_are_refused(actions, tmp_path):
     study = study_of(tmp_path / "results")
     study.sets, _ = write_manifests(actions, tmp_path / "data")
@@ -156,23 +201,47 @@ def test_results_of_other_videos_are_refused(actions, tmp_path):
     facts = json.loads((tmp_path / "results" / "sets.json").read_text())
     assert facts["one"]["num_classes"] == 2 and facts["one"]["test_groups"] == [0] * 5 + list(range(1, 6))
     study._check_sets()
-    # One video less.
+    (tmp_path / "results" / "rates").mkdir()
+    (tmp_path / "results" / "rates" / "mme-0.008.json").touch()
     lines = read_lines(study.sets[1].train)
-    write_lines(study.sets[1].train, lines[1:])
-    with pytest.raises(SystemExit, match=r"are of other videos of two. Give --results_dir"):
-        study._check_sets()
+    smaller = write_video(tmp_path / Path(lines[0]["path"]).name, moving_texture(3, 32, 32))
+    for others in (lines[1:], [{**lines[0], "path": str(smaller)}, *lines[1:]]):  # a video less, one of another size
+        write_lines(study.sets[1].train, others)
+        with pytest.raises(SystemExit, match=r"are of other videos of two. Give --results_dir"):
+            study._check_sets()
+    # Where there are no results yet, none can be of other videos.
+    (tmp_path / "results" / "rates" / "mme-0.008.json").unlink()
+    study._check_sets()
+
+
+def with_rates(study):
+    """Write a score of every learning rate of `mme`, the middle one best."""
+    (study.results_dir / "rates").mkdir(parents=True, exist_ok=True)
+    for rate, score in zip(study.size.learning_rates, (0.1, 0.2, 0.1), strict=True):
+        contents = {"score": score, "configuration": study.configuration_of_rate(BY_NAME["mme"], rate)}
+        (study.results_dir / "rates" / f"mme-{rate:g}.json").write_text(json.dumps(contents))
 
 
 def test_weights_that_are_gone_name_every_result_of_theirs_and_no_rate(tmp_path):
-    study = study_of(tmp_path)
-    study.work_dir = tmp_path / "work"
-    names = ["finetuning/mme-0-one", "pretraining/mme-0", "probes/mme-0", "rates/mme-0.008", "probes/mme-1"]
+    study, row = study_of(tmp_path), BY_NAME["mme"]
+    study.work_dir, study.videos = tmp_path / "work", {"one": "hash"}
+    with_rates(study)
+    names = ["finetuning/mme-0-one", "pretraining/mme-0", "probes/mme-0", "probes/mme-1"]
     for name in names:
         (tmp_path / f"{name}.json").parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.json").touch()
     expected = "remove finetuning/mme-0-one.json pretraining/mme-0.json probes/mme-0.json$"
     with pytest.raises(MissingWeightsError, match=expected):
-        study.weights_of(BY_NAME["mme"], 0)
+        study.weights_of(row, 0)
+    # Those of other videos are not taken for them.
+    folder = study.work_dir / "pretraining" / "mme-0"
+    begin(folder, study.settings(study.of_weights(row, 0)))
+    folder.mkdir()
+    (folder / "model.safetensors").touch()
+    assert study.weights_of(row, 0) == folder
+    study.videos = {"one": "another hash"}
+    with pytest.raises(MissingWeightsError, match="no weights of these settings"):
+        study.weights_of(row, 0)
 
 
 def test_the_committed_tables_are_those_of_the_committed_results(tmp_path):
@@ -278,35 +347,65 @@ def test_fine_tuned_models_are_compared_video_by_video_too(tmp_path):
 
 def test_a_default_gives_way_to_what_both_probes_find_better_on_the_videos_they_are_chosen_by(tmp_path):
     (tmp_path / "probes").mkdir()
-    # Of 100 training videos one in five was not judged, so many were right by the linear and by the attentive probe;
-    # of two test videos the last by one row alone.
-    counts = {"mme": (32, 32), "length_2": (40, 60), "length_8": (60, 34), "mask_50": (38, 38)}
+    # Of 100 training videos, of which one in five was not judged, so many were right by the linear and by the attentive
+    # probe, seed by seed; of two test videos the last by one row alone.
+    counts = {
+        "mme": [(32, 32), (32, 32)],
+        "length_2": [(40, 60), (40, 60)],
+        "length_8": [(60, 34), (60, 34)],
+        "mask_50": [(38, 38)],
+        "fixed": [(48, 48), (26, 26)],
+    }
     for row, own in counts.items():
-        probes = {
-            name: {
-                "seeds": [
-                    {
-                        "validation_is_right": [number < count if number < 80 else None for number in range(100)],
-                        "test_is_right": [False, row == "mask_50"],
-                    }
-                ]
-            }
-            for name, count in zip(("linear", "attentive"), own, strict=True)
-        }
-        for seed in (0, 1):
+        for seed, of_seed in enumerate(own):
+            probes = {}
+            for name, count in zip(("linear", "attentive"), of_seed, strict=True):
+                on_train = [number < count if number < 80 else None for number in range(100)]
+                found = {"validation_is_right": on_train, "test_is_right": [False, row == "mask_50"]}
+                probes[name] = {"seeds": [found]}
             contents = {"row": row, "seed": seed, "probes": {"one": probes}}
             (tmp_path / "probes" / f"{row}-{seed}.json").write_text(json.dumps(contents))
-    (tmp_path / "probes" / "mask_50-1.json").unlink()
     lines = default_table(Evidence(tmp_path)).splitlines()[2:]
     assert len(lines) == sum(row.default is not None for row in ROWS)
     found = {line.split(" | ")[1]: [cell.split(" (")[0] for cell in line.split(" | ")[2:]] for line in lines}
-    ends = {row: found[BY_NAME[row].about] for row in ("length_2", "length_8", "mask_50", "mask_90")}
+    ends = {row: found[BY_NAME[row].about] for row in ("length_2", "length_8", "mask_50", "fixed", "mask_90")}
     assert ends == {
         "length_2": ["+10.0", "+35.0", "+0.0", "+0.0", "2", "gives way |"],
         "length_8": ["+35.0", "+2.5", "+0.0", "+0.0", "2", "stands |"],
         "mask_50": ["+7.5", "+7.5", "+50.0", "+50.0", "1", "in doubt |"],
+        "fixed": ["+6.2", "+6.2", "+0.0", "+0.0", "2", "in doubt |"],  # of two seeds that disagree
         "mask_90": ["-", "-", "-", "-", "0", "not run |"],
     }
+
+
+def test_a_difference_over_sets_is_the_mean_of_theirs(tmp_path):
+    # Ten videos of one set are won and ten of the other lost: surely none. As draws of two sets are their own, the mean
+    # of two sets that win half of 100 videos has a deviation of 0.05 / sqrt(2).
+    (tmp_path / "probes").mkdir()
+    halves = [number % 2 for number in range(100)]
+    sets = {
+        "won": ([1] * 10, [0] * 10),
+        "lost": ([0] * 10, [1] * 10),
+        "a": (halves, [0] * 100),
+        "b": (halves, [0] * 100),
+    }
+    for number, row in enumerate(("mme", "pixels")):
+        probes = {name: {"linear": {"seeds": [{"test_is_right": own[number]}]}} for name, own in sets.items()}
+        contents = {"row": row, "seed": 0, "probes": probes}
+        (tmp_path / "probes" / f"{row}-0.json").write_text(json.dumps(contents))
+    evidence = Evidence(tmp_path)
+    assert evidence.difference("mme", "pixels", "linear", ["won", "lost"]) == (0.0, 0.0, 0.0)
+    mean, low, high = evidence.difference("mme", "pixels", "linear", ["a", "b"])
+    assert mean == 0.5 and high - low == pytest.approx(2 * 1.96 * 0.05 / 2**0.5, rel=0.05)
+    assert evidence.difference("mme", "pixels", "linear", []) is None
+
+
+def test_tables_can_be_made_of_rates_alone(tmp_path):
+    (tmp_path / "cpu" / "rates").mkdir(parents=True)
+    contents = {"row": "mme", "learning_rate": 0.008, "explained_shares": {"shape": 0.5}, "score": 0.5}
+    (tmp_path / "cpu" / "rates" / "mme-0.008.json").write_text(json.dumps(contents))
+    write_all(tmp_path, "cpu")
+    assert "| 0.008 | shape 50.0 | 50.0 |" in (tmp_path / "cpu.md").read_text()
 
 
 def test_a_curve_begins_with_random_weights_and_ends_with_the_model(tmp_path):

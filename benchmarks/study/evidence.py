@@ -135,34 +135,36 @@ class Evidence:
         None without a seed that both were run with. `judge` and `part` are as in `is_right`.
         """
         means, draws = [], []
-        for actions in sets:
+        for number, actions in enumerate(sets):
             ours, theirs = (self.is_right(name, judge, actions, part) for name in (row, other))
             gains = [ours[seed] - theirs[seed] for seed in sorted(ours) if seed in theirs]
             if not gains:
                 return None
             means.append(np.nanmean(gains))
-            draws.append(bootstrap_means(np.array(gains), self.groups.get(actions, {}).get(part)))
+            draws.append(bootstrap_means(np.array(gains), self.groups.get(actions, {}).get(part), number))
+        if not means:
+            return None
         return float(np.mean(means)), *map(float, np.nanquantile(np.mean(draws, axis=0), (0.025, 0.975)))
 
 
-def bootstrap_means(gains: np.ndarray, groups: Sequence[int] | None = None, seed: int = 0) -> np.ndarray:
+def bootstrap_means(gains: np.ndarray, groups: Sequence[int] | None = None, number: int = 0) -> np.ndarray:
     """Return means of gains with seeds and groups of videos drawn anew, with replacement, shape (NUM_RESAMPLES,).
 
     Args:
         gains: 1 where only the first model is right, -1 where only the second is, 0, or nan for a video that was not
             judged; shape (seeds, videos).
         groups: Group of each video, from 0: of one scene or actor, so right or wrong together. Default: each its own.
-        seed: Of the draws; those of seeds are the same for any number of videos.
+        number: Of the set. All sets are given the same draws of seeds, as these are the same, and their own of videos.
 
     Source: Efron, Bootstrap methods: another look at the jackknife (percentile interval), on both factors; whole groups
     as in Davison and Hinkley, Bootstrap Methods and Their Application, section 3.8.
     """
-    generator = np.random.default_rng(seed)
     num_seeds, num_videos = gains.shape
     groups = np.arange(num_videos) if groups is None else np.asarray(groups)
     # How often each seed, and each group, is drawn.
     seeds, drawn = (
-        generator.multinomial(size, np.full(size, 1 / size), NUM_RESAMPLES) for size in (num_seeds, groups.max() + 1)
+        np.random.default_rng(entropy).multinomial(size, np.full(size, 1 / size), NUM_RESAMPLES)
+        for entropy, size in ((0, num_seeds), ((1, number), groups.max() + 1))
     )
     videos = drawn[:, groups]
     sums, counts = (((seeds @ values) * videos).sum(1) for values in (np.nan_to_num(gains), ~np.isnan(gains)))

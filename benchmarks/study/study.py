@@ -22,8 +22,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from handmade import NUM_HANDMADE_SEEDS, judge_handmade
 from measured_tracks import judge_tracks
 from motion_readout import judge_readout
 from objectives import BY_NAME, FRAME_STRIDE, ROWS, SIZES, Row
+from pieces import Piece, begin, check_configuration, is_of
 from study_tables import write_all
 
 from mme_hf import MMEConfig, MMEModel, preset_config
@@ -64,21 +65,6 @@ class MissingWeightsError(Exception):
     """A piece needs weights that are not in the working folder."""
 
 
-@dataclass(frozen=True)
-class Piece:
-    """One result.
-
-    Attributes:
-        name: Its kind and what it is of; also of its JSON file.
-        configuration: What it depends on beside videos, code and the results of earlier pieces.
-        compute: Returns what it found.
-    """
-
-    name: str
-    configuration: Mapping[str, Any]
-    compute: Callable[[], dict[str, Any]]
-
-
 class Study:
     """All pieces of one size, in the order in which they are worth most."""
 
@@ -100,9 +86,8 @@ class Study:
         left_out = []
         for piece in self.pieces():
             name, path = piece.name, self.results_dir / f"{piece.name}.json"
-            configuration = json.loads(json.dumps(piece.configuration))
             if path.exists():
-                check_configuration(path, configuration)
+                check_configuration(path, piece.configuration)
                 continue
             if time.monotonic() > self.deadline:
                 print("out of time; the same command goes on from here")
@@ -117,7 +102,7 @@ class Study:
                 continue
             found = {
                 **computed,
-                "configuration": configuration,
+                "configuration": piece.configuration,
                 "seconds": round(time.perf_counter() - started, 1),
                 "machine": current_machine(),
                 "versions": current_versions(),
@@ -138,7 +123,8 @@ class Study:
             SystemExit: If there are results of other videos.
         """
         facts, path = {actions.name: facts_of(actions) for actions in self.sets}, self.results_dir / "sets.json"
-        if path.exists() and (known := json.loads(path.read_text())) != facts:
+        has_results = any(self.results_dir.glob("*/*.json"))
+        if has_results and path.exists() and (known := json.loads(path.read_text())) != facts:
             differing = sorted(name for name in {*known, *facts} if known.get(name) != facts.get(name))
             sys.exit(
                 f"study.py: error: the results in {self.results_dir} are of other videos of {', '.join(differing)}. "
@@ -146,6 +132,7 @@ class Study:
             )
         self.results_dir.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        self.videos = {name: own["videos"] for name, own in facts.items()}
 
     def pieces(self) -> Iterator[Piece]:
         """Yield each piece of the kinds asked for: rates, the rows that have all seeds, seed by seed, then the rest."""
@@ -155,24 +142,24 @@ class Study:
         for row in (row for row in ROWS if row.flags is not None and row.rate_of is None):
             if "rates" in self.args.kinds and any(row.name in (chosen.name, chosen.rate_of) for chosen in rows):
                 for rate in self.rates_to_try(row):
-                    configuration = self.size.configuration(row, 0, rate) | self.size.shortened()
                     compute = partial(self.judge_rate, row, rate)
-                    yield Piece(f"rates/{row.name}-{rate:g}", configuration, compute)
+                    yield Piece(f"rates/{row.name}-{rate:g}", self.configuration_of_rate(row, rate), compute)
         all_seeds = range(self.args.num_seeds)
         yield from self._pieces_of([row for row in rows if row.has_all_seeds], all_seeds)
         yield from self._pieces_of([row for row in rows if not row.has_all_seeds], all_seeds[:1])
         if "readout" in self.args.kinds:
-            configuration = {"protocol": asdict(ProbeProtocol()), "num_views": self.size.num_readout_views}
             for seed in all_seeds:
                 for row in (row for row in rows if row.has_all_seeds or seed == 0):
+                    configuration = self.of_weights(row, seed) | self.probing()
+                    configuration |= {"num_views": self.size.num_readout_views, "num_crops": 1}
                     yield Piece(f"readout/{row.name}-{seed}", configuration, partial(self.judge_readout, row, seed))
         if "curves" in self.args.kinds:
             for row in (row for row in rows if row.has_curve):
-                configuration = self.probing() | self.size.lengths(row)
+                configuration = self.of_weights(row, 0) | self.probing()
                 yield Piece(f"curves/{row.name}-0", configuration, partial(self.probe_checkpoints, row))
         if "pictures" in self.args.kinds:
             for row in (row for row in rows if row.is_drawn):
-                yield Piece(f"pictures/{row.name}-0", {}, partial(self.draw, row))
+                yield Piece(f"pictures/{row.name}-0", self.of_weights(row, 0), partial(self.draw, row))
 
     def _pieces_without_model(self, actions: ActionSet) -> Iterator[Piece]:
         protocol = asdict(ProbeProtocol())
@@ -191,18 +178,38 @@ class Study:
                     compute = partial(self.pretrain_and_judge, row, seed)
                     yield Piece(f"pretraining/{row.name}-{seed}", configuration, compute)
                 if "probes" in self.args.kinds:
-                    yield Piece(f"probes/{row.name}-{seed}", self.probing(), partial(self.probe_row, row, seed))
+                    configuration = self.of_weights(row, seed) | self.probing()
+                    yield Piece(f"probes/{row.name}-{seed}", configuration, partial(self.probe_row, row, seed))
         if "finetuning" in self.args.kinds:
             for seed in seeds[: self.size.num_finetuning_seeds]:
                 for row in rows:
+                    configuration = self.of_weights(row, seed) | self.size.finetuning | self.views()
                     for actions in self.sets:
                         name = f"finetuning/{row.name}-{seed}-{actions.name}"
-                        yield Piece(name, self.size.finetuning, partial(self.finetune, row, seed, actions))
+                        yield Piece(name, configuration, partial(self.finetune, row, seed, actions))
+
+    def of_weights(self, row: Row, seed: int) -> dict[str, Any]:
+        """Return how the weights were made that a piece is of."""
+        if row.flags is None:
+            return {"pretraining": None}
+        return {"pretraining": self.size.configuration(row, seed, self.learning_rate(row))}
+
+    def settings(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a working folder depends on: a configuration, and the videos."""
+        return {"configuration": configuration, "videos": self.videos}
+
+    def views(self) -> dict[str, int]:
+        """Return which clips of a video are judged by."""
+        return {"num_views": self.size.num_views, "num_crops": self.size.num_crops}
 
     def probing(self) -> dict[str, Any]:
-        """Return what probes of clips depend on."""
-        views = {"num_views": self.size.num_views, "num_crops": self.size.num_crops, "frame_stride": FRAME_STRIDE}
-        return {"protocol": asdict(ProbeProtocol()), **views, **self.encoder_flags()}
+        """Return what probes of clips depend on beside weights."""
+        return {
+            "protocol": asdict(ProbeProtocol()),
+            "frame_stride": FRAME_STRIDE,
+            **self.views(),
+            **self.encoder_flags(),
+        }
 
     def judge_tracks(self, actions: ActionSet) -> dict[str, Any]:
         """Return what probes of the measured motion are right about, in clips like those of the models."""
@@ -233,22 +240,30 @@ class Study:
     def learning_rate(self, row: Row) -> float:
         """Return the rate that left most of a row's targets explained, the mean over targets."""
         name = row.rate_of or row.name
-        scores = self.scores_of_rates(name)
-        if not set(self.rates_to_try(BY_NAME[name])) <= set(scores):
+        tried = list(self.rates_to_try(BY_NAME[name]))
+        scores = self.scores_of_rates(BY_NAME[name], tried)
+        if len(scores) < len(tried):
             sys.exit(f"not all learning rates of {name} were tried yet: run its pieces of the kind rates before.")
         return max(scores, key=scores.get)
 
-    def scores_of_rates(self, name: str) -> dict[float, float]:
-        """Return, by learning rate, how much of the targets of a row it left explained."""
-        found = [json.loads(path.read_text()) for path in sorted((self.results_dir / "rates").glob("*.json"))]
-        return {one["learning_rate"]: one["score"] for one in found if one["row"] == name}
+    def scores_of_rates(self, row: Row, rates: Iterable[float]) -> dict[float, float]:
+        """Return, for those of the learning rates that were tried, how much of a row's targets they left explained."""
+        paths = {rate: self.results_dir / "rates" / f"{row.name}-{rate:g}.json" for rate in rates}
+        found = {rate: json.loads(path.read_text()) for rate, path in paths.items() if path.exists()}
+        for rate in found:
+            check_configuration(paths[rate], self.configuration_of_rate(row, rate))
+        return {rate: one["score"] for rate, one in found.items()}
+
+    def configuration_of_rate(self, row: Row, rate: float) -> dict[str, Any]:
+        """Return all flags of the short pre-training that a rate is judged by, but those that name files."""
+        return self.size.configuration(row, 0, rate) | self.size.shortened()
 
     def rates_to_try(self, row: Row) -> Iterator[float]:
         """Yield the learning rates of the size, then one beyond them if the best of them is the first or the last."""
         rates = self.size.learning_rates
         yield from rates
-        scores = self.scores_of_rates(row.name)
-        if len(rates) > 1 and set(rates) <= set(scores):
+        scores = self.scores_of_rates(row, rates)
+        if len(rates) > 1 and len(scores) == len(rates):
             best = max(rates, key=scores.get)
             if best in (rates[0], rates[-1]):
                 yield best / 2 if best == rates[0] else best * 2
@@ -283,12 +298,15 @@ class Study:
             MissingWeightsError: If it has none.
         """
         folder = self.work_dir / "pretraining" / f"{row.name}-{seed}"
-        if not (folder / "model.safetensors").exists():
+        is_there = is_of(folder, self.settings(self.of_weights(row, seed)))
+        if not is_there or not (folder / "model.safetensors").exists():
             # Not the pre-training's alone: results of two sets of weights would stand side by side.
             patterns = (f"*/{row.name}-{seed}.json", f"finetuning/{row.name}-{seed}-*.json")
             results = sorted(path for pattern in patterns for path in self.results_dir.glob(pattern))
             names = " ".join(path.relative_to(self.results_dir).as_posix() for path in results)
-            raise MissingWeightsError(f"there are no weights in {folder}: to train them again, remove {names}")
+            raise MissingWeightsError(
+                f"there are no weights of these settings in {folder}: to train them again, remove {names}"
+            )
         return folder
 
     def judge_readout(self, row: Row, seed: int) -> dict[str, Any]:
@@ -338,7 +356,9 @@ class Study:
         train, held_out = (self.all[part] for part in parts)
         if row.frame_step > 1:
             train, held_out = (thinned(manifest, row.frame_step) for manifest in (train, held_out))
-        flags = {**self.size.configuration(row, seed, rate), **(changes or {}), "train_manifest": train}
+        configuration = {**self.size.configuration(row, seed, rate), **(changes or {})}
+        begin(folder, self.settings({"pretraining": configuration}))
+        flags = {**configuration, "train_manifest": train}
         flags |= {"validation_manifest": held_out, "output_dir": folder, "resume_from_checkpoint": "latest"}
         call("examples/pretrain.py", flags, folder / "pretrain.log")
 
@@ -360,6 +380,7 @@ class Study:
     def finetune(self, row: Row, seed: int, actions: ActionSet) -> dict[str, Any]:
         """Return what the last weights of a fine-tuning are right about, frames in order and not."""
         folder = self.work_dir / "finetuning" / f"{row.name}-{seed}-{actions.name}"
+        begin(folder, self.settings(self.of_weights(row, seed) | self.size.finetuning))
         flags = {**self.size.finetuning, "train_manifest": actions.train, "output_dir": folder, "seed": seed}
         flags |= {"checkpointing_steps": 100, "resume_from_checkpoint": "latest"}
         if row.flags is not None:
@@ -383,17 +404,6 @@ class Study:
             **{name: report[name] for name in kept},
             "test_is_right": correct,
         }
-
-
-def check_configuration(path: Path, configuration: dict[str, Any]) -> None:
-    """Stop the study if a result that is there is of other settings than it would be of now."""
-    known = json.loads(path.read_text()).get("configuration", {})
-    if known != configuration:
-        names = sorted(name for name in {*known, *configuration} if known.get(name) != configuration.get(name))
-        sys.exit(
-            f"study.py: error: {path} is of other settings ({', '.join(names)}). Remove it to have it run again, or "
-            "give another --results_dir."
-        )
 
 
 def call(script: str, flags: Mapping[str, Any], log: Path, words: list[str] | None = None) -> None:

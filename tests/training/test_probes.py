@@ -183,6 +183,39 @@ def test_folds_are_left_out_until_enough_videos_were_judged(wanted, judged):
     assert len(result.validation_is_right) == 20 and result.validation_top1 == 1.0  # classes lie apart
 
 
+def test_folds_are_left_out_in_an_order_of_the_seed():
+    # Of groups of falling size there are always the same folds.
+    groups = torch.tensor([0] * 6 + [1] * 5 + [2] * 4 + [3] * 3 + [4] * 2)
+    train = replace(features(20, seed=0), groups=groups)
+    protocol = replace(SHORT, num_folds=5, min_validation_videos=1)
+    results = [run_probe("knn", train, train, CONFIG, seed=seed, protocol=protocol) for seed in range(8)]
+    assert len({result.validation_is_right for result in results}) > 2
+
+
+def test_large_groups_are_placed_first():
+    # Placed last, the group of 6 would lie on one of those of 2, and a fold would stay empty.
+    labels, groups = torch.zeros(12, dtype=torch.int64), torch.tensor([0, 0, 1, 1, 2, 2, *[3] * 6])
+    for seed in range(8):
+        folds = folds_by_class(labels, groups, 2, torch.Generator().manual_seed(seed))
+        assert folds.bincount().tolist() == [6, 6]
+
+
+def test_single_videos_are_left_out_where_most_classes_are_one_group():
+    # One video of class 0 in the group of class 1 makes no choice for the other classes.
+    labels = torch.arange(80) // 20
+    groups = labels.clone()
+    groups[0] = 1
+    folds = folds_by_class(labels, groups, 5, torch.Generator().manual_seed(0))
+    assert all(folds[labels == label].bincount().tolist() == [4] * 5 for label in range(4))
+
+
+def test_neighbours_to_choose_from_are_in_all_parts_that_are_fitted_to():
+    # Two folds of 4 videos, so 8 clips to be neighbours: 8 would be all of them, and say the same for every video.
+    train = features(8, seed=0)
+    result = run_probe("knn", train, train, CONFIG, seed=0, protocol=replace(SHORT, num_neighbours=(8, 7)))
+    assert result.chosen == {"num_neighbours": 7}
+
+
 def test_what_is_chosen_is_best_on_all_videos_that_were_left_out():
     # Four videos of one class lie in the middle of the other; many neighbours outvote them, one is now and then theirs.
     train = features(40, seed=0)

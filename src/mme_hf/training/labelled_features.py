@@ -61,7 +61,7 @@ def folds_by_class(
 
     Args:
         labels: Class of each video, shape (V,).
-        groups: Groups that are not torn apart, unless no class is in two of them; None for single videos.
+        groups: Groups that are not torn apart, unless most classes are in one alone; None for single videos.
         num_folds: How many; some stay empty where there are fewer groups.
         generator: Of the order.
 
@@ -72,9 +72,10 @@ def folds_by_class(
     names, of_group = single.unique(return_inverse=True) if groups is None else groups.unique(return_inverse=True)
     counts = torch.zeros(len(names), int(labels.max()) + 1, dtype=torch.float64)
     counts.index_put_((of_group, labels), torch.ones((), dtype=torch.float64), accumulate=True)
-    if not ((counts > 0).sum(0) > 1).any():
-        if groups is None:
-            raise ValueError("no class has two training videos: one to fit to and one to choose by.")
+    is_divided, has_several = (counts > 0).sum(0) > 1, counts.sum(0) > 1
+    if not has_several.any():
+        raise ValueError("no class has two training videos: one to fit to and one to choose by.")
+    if 2 * is_divided.sum() < has_several.sum():
         return folds_by_class(labels, None, num_folds, generator)
     order = torch.randperm(len(names), generator=generator)
     order = order[counts[order].sum(1).argsort(descending=True, stable=True)]

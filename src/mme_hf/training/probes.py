@@ -137,7 +137,7 @@ def run_probe(
     return ProbeResult(
         seed=seed,
         chosen=chosen,
-        validation_top1=statistics.mean(is_right for is_right in validation_is_right if is_right is not None),
+        validation_top1=statistics.fmean(is_right for is_right in validation_is_right if is_right is not None),
         test_top1=found["top1"],
         test_mean_class_accuracy=found["mean_class_accuracy"],
         num_train_videos=len(train.labels),
@@ -155,7 +155,7 @@ def _choose(
     # Those of the smallest part that is fitted to: all parts have the same.
     num_clips = (len(folds) - int(folds.bincount().max())) * train.values.shape[1]
     candidates = list(_candidates(options["name"], protocol, num_clips))
-    for fold in folds.unique().tolist():
+    for fold in torch.randperm(protocol.num_folds, generator=generator).tolist():
         part = train[(folds != fold).nonzero()[:, 0]]
         # Of a class that is in this fold alone nothing is learnt, whatever is chosen.
         videos = ((folds == fold) & torch.isin(train.labels, part.labels)).nonzero()[:, 0]
