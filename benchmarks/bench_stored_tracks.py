@@ -241,7 +241,7 @@ def tolerances(clips: list[Clip], per_clip: list[dict[str, Errors]]) -> str:
     ]
     return (
         f"The tests hold, on the sample clips, a mean of {STORAGE_PX} px a step for what storage changes, and "
-        f"{OTHER_SIZE_SHARE} of the motion against cut, then tracked. Here the first is passed by "
+        f"{OTHER_SIZE_SHARE} of the motion against cut, then tracked. Here the first is exceeded by "
         f"{', '.join(storage) or 'no clip'}, the second by {', '.join(share) or 'no clip'}. What is between the two is "
         "the tracker's own, on frames of another size: the last table is without any storage. The 99th percentile is "
         "where the tracker finds another match at the two sizes. Stored points are lost where one step loses them; on "

@@ -1,6 +1,6 @@
 """Does a small model find out how pixels move, and how soon: ways to start its weights, side by side.
 
-    python benchmarks/learns_motion.py        # 15 minutes on two cores
+    python benchmarks/learns_motion.py        # about 5 minutes on two cores
 
 Frames of the sample clips are shifted by a velocity drawn for each clip, up to 3 px a frame in x and y or up to 0.5,
 and the model predicts that velocity at every hidden token. Nothing else can be learnt from such clips, so the explained

@@ -3,8 +3,8 @@
     accelerate launch examples/finetune.py --model_name_or_path outputs/pretrain \
         --train_dir my_videos/train --validation_dir my_videos/test
 
-A folder holds a folder of videos for each class. `--help` lists every flag; the defaults are the published recipe,
-for a small data set on one machine. Flags win over a recipe (`--config`).
+A folder holds a folder of videos for each class. `--help` lists every flag; the defaults are the published recipe;
+`--config examples/configs/finetune-tiny.yaml` is for a small set and a CPU. Flags win over a recipe.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from mme_hf.training import parse_arguments, set_up_logging, stopping_in_one_lin
 from mme_hf.training.feature_cache import FeatureCache, cached_tables, videos_identity
 from mme_hf.training.frozen_encoder import FrozenEncoder
 from mme_hf.training.labelled_data import check_every_video_is_labelled, label_mappings
-from mme_hf.training.labelled_features import LabelledFeatures, draw_shots
+from mme_hf.training.labelled_features import LabelledFeatures, draw_shots, groups_can_be_left_out
 from mme_hf.training.probe_arguments import ProbeArguments
 from mme_hf.training.probes import ProbeProtocol, run_probe, summary_of
 from mme_hf.training.setup import check_output_dir, load_training_records, load_validation_records, use_all_cores
@@ -127,6 +127,9 @@ class Probing:
 
     def _report(self, train: Mapping[str, LabelledFeatures], test: Mapping[str, LabelledFeatures]) -> None:
         args = self.args
+        own = next(iter(train.values()))
+        if own.groups is not None and not groups_can_be_left_out(own.labels, own.groups):
+            logger.warning("most classes are of one group alone: what is left out to choose by is single videos")
         protocol = ProbeProtocol()
         summaries = {}
         logger.info("%-10s %-14s %-16s %-14s %s", "probe", "test top-1", "mean class acc.", "validation", "chosen")

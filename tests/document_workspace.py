@@ -44,7 +44,8 @@ def make_workspace(root: Path) -> Path:
 def _write_videos(root: Path) -> None:
     for name in ("video.mp4", "other.mp4"):
         write_video(root / name, moving_texture(70, 48, 64, velocity=(1.0, 0.5)))
-    for folder, num_videos in (("my_videos", 4), ("my_actions/train", 12), ("my_actions/test", 6)):
+    counts = {"my_videos": 4, "my_actions/train": 12, "my_actions/validation": 4, "my_actions/test": 6}
+    for folder, num_videos in counts.items():
         for index in range(num_videos):
             video = root / folder / CLASSES[index % 2] / f"clip_{index}.mp4"
             video.parent.mkdir(parents=True, exist_ok=True)

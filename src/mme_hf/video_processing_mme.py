@@ -60,9 +60,9 @@ if TYPE_CHECKING:
 class MMEVideoProcessor(BaseVideoProcessor):
     """Turns videos into `pixel_values`, and on request raw frames into everything pre-training needs.
 
-    Without targets it takes a path, `Path`, bytes, array, tensor, list of frames or torchcodec decoder, or a list of
-    these. `num_frames` frames are taken at `frame_stride` (or at `fps`) from the middle of the video; a shorter one
-    takes the largest stride that fits, and below that repeats its last frame.
+    Without targets it takes a path, `Path`, http(s) address, bytes, array, tensor, list of frames or torchcodec
+    decoder, or a list of these. `num_frames` frames are taken at `frame_stride` (or at `fps`) from the middle of the
+    video; a shorter one takes the largest stride that fits, and below that repeats its last frame.
     """
 
     resample = PILImageResampling.BILINEAR

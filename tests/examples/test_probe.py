@@ -83,6 +83,16 @@ def test_an_attentive_probe_of_a_saved_model_leaves_bad_videos_out(video_folder,
     assert bad["source"].endswith("broken.mp4") and "features of 6 training videos" in caplog.text
 
 
+@pytest.mark.parametrize("is_divided", [True, False])
+def test_groups_that_cannot_be_left_out_are_told(video_folder, held_out_videos, tmp_path, caplog, is_divided):
+    videos = sorted(video_folder.rglob("*.mp4"))
+    lines = [f"{path},{path.parent.name},{path.name if is_divided else path.parent.name}" for path in videos]
+    (tmp_path / "train.csv").write_text("\n".join(["path,label,group", *lines]))
+    flags = {"train_manifest": tmp_path / "train.csv", "validation_dir": held_out_videos, "probes": "knn"}
+    run_script("probe", **{**FLAGS, **flags, "num_seeds": 1, "output_dir": tmp_path / "probe"})
+    assert ("most classes are of one group alone" in caplog.text) is not is_divided
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

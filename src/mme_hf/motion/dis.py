@@ -48,7 +48,8 @@ class DISFlow:
     Points are followed from the centres of 8 px cells, so that is where a coarse DIS of the frames at half size is
     refined: by Lucas-Kanade in a window around each centre and a 3 x 3 median over the grid, first at half size, then
     twice at full size. In between, flow is interpolated. Before the refinement the second frame is made as bright as
-    the first. More accurate than preset "medium" in less than half of its time (benchmarks/bench_motion.py).
+    the first. More accurate than preset "medium" up to about 4 px a frame, in less than half of its time; "medium" is
+    better at faster motion and in blurred frames (benchmarks/bench_motion.py).
 
     Attributes:
         preset: OpenCV's "ultrafast", "fast" or "medium".

@@ -41,7 +41,11 @@ class EncoderArguments:
         None, "Folder or Hub name of a model of ours (pre-training or classifier), or of a VideoMAE."
     )
     preset: str | None = flag(None, "Random weights of this size instead: tiny, small, base or large.")
-    layer: int = flag(-1, "Which block's output, from 1, or counted from the end. The last is after the LayerNorm.")
+    layer: int = flag(
+        -1,
+        "Which block's output, from 1, or counted from the end; 0: the embedded patches. The last is after the final "
+        "LayerNorm, where there is one.",
+    )
     videos_per_batch: int = flag(4, "Videos that a decoding process hands over together.")
     clips_per_forward: int = flag(16, "Clips that the encoder is given at once.")
     mixed_precision: str | None = flag(None, "no, fp16 or bf16. Default: what accelerate is configured for.")

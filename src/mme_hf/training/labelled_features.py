@@ -68,22 +68,33 @@ def folds_by_class(
     Raises:
         ValueError: If no class has two videos.
     """
-    single = torch.arange(len(labels))
-    names, of_group = single.unique(return_inverse=True) if groups is None else groups.unique(return_inverse=True)
-    counts = torch.zeros(len(names), int(labels.max()) + 1, dtype=torch.float64)
-    counts.index_put_((of_group, labels), torch.ones((), dtype=torch.float64), accumulate=True)
-    is_divided, has_several = (counts > 0).sum(0) > 1, counts.sum(0) > 1
-    if not has_several.any():
+    if groups is None or not groups_can_be_left_out(labels, groups):
+        groups = torch.arange(len(labels))
+    of_group, counts = _videos_by_group_and_class(labels, groups)
+    if not (counts.sum(0) > 1).any():
         raise ValueError("no class has two training videos: one to fit to and one to choose by.")
-    if 2 * is_divided.sum() < has_several.sum():
-        return folds_by_class(labels, None, num_folds, generator)
-    order = torch.randperm(len(names), generator=generator)
+    order = torch.randperm(len(counts), generator=generator)
     order = order[counts[order].sum(1).argsort(descending=True, stable=True)]
     shares = counts / counts.sum(0).clamp_min(1)
     placed = torch.zeros(num_folds, counts.shape[1], dtype=torch.float64)
-    fold_of = torch.empty(len(names), dtype=torch.int64)
+    fold_of = torch.empty(len(counts), dtype=torch.int64)
     for group in order.tolist():
         overlap, size = placed @ shares[group], placed.sum(1)
         fold_of[group] = min(range(num_folds), key=lambda fold: (overlap[fold].item(), size[fold].item()))
         placed[fold_of[group]] += shares[group]
     return fold_of[of_group]
+
+
+def groups_can_be_left_out(labels: torch.Tensor, groups: torch.Tensor) -> bool:
+    """Return whether at least half of the classes with several videos have them in several groups."""
+    _, counts = _videos_by_group_and_class(labels, groups)
+    is_divided, has_several = (counts > 0).sum(0) > 1, counts.sum(0) > 1
+    return bool(2 * is_divided.sum() >= has_several.sum())
+
+
+def _videos_by_group_and_class(labels: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which of the groups each video is of (V,), and how many videos of each class a group has (groups, C)."""
+    names, of_group = groups.unique(return_inverse=True)
+    counts = torch.zeros(len(names), int(labels.max()) + 1, dtype=torch.float64)
+    counts.index_put_((of_group, labels), torch.ones((), dtype=torch.float64), accumulate=True)
+    return of_group, counts

@@ -41,7 +41,7 @@ class ProbeArguments(FrozenFeatureArguments):
     shots: int | None = flag(
         None, "Videos of each class to train and choose by, drawn anew by each seed. Default: all."
     )
-    num_seeds: int = flag(3, "Seeds: of validation split, low-shot draw, heads and order of batches.")
+    num_seeds: int = flag(3, "Seeds: of folds, low-shot draw, heads and order of batches.")
     max_tokens: int = flag(
         100, "For the attentive probe: tokens of a clip are averaged in space until so many are left."
     )
