@@ -104,7 +104,7 @@ def prepare(records: VideoRecords, way: str, tracks: StoredTracks, args: argpars
         return_targets=WAYS[way] is not None,
         targets_on=targets_on,
         stored_tracks=tracks if is_stored else None,
-        pin_memory=args.device == "cuda",
+        pin_memory=torch.device(args.device).type == "cuda",
     )
     inputs_of = BatchInputs(processor, args.device)
 
@@ -124,8 +124,8 @@ def prepare(records: VideoRecords, way: str, tracks: StoredTracks, args: argpars
 
 
 def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def device_milliseconds(records: VideoRecords, args: argparse.Namespace) -> float:
@@ -146,7 +146,8 @@ def device_milliseconds(records: VideoRecords, args: argparse.Namespace) -> floa
 def report(records: VideoRecords, seconds: dict[str, list[float]], args: argparse.Namespace) -> list[str]:
     num_clips = args.num_batches * args.batch_size
     rates = {way: num_clips / statistics.median(values[1:]) for way, values in seconds.items()}
-    device = torch.cuda.get_device_name() if args.device == "cuda" else "the CPU, shared with the workers"
+    is_cuda = torch.device(args.device).type == "cuda"
+    device = torch.cuda.get_device_name(args.device) if is_cuda else "the CPU, shared with the workers"
     size = "112 px, 8 frames" if args.tiny else "224 px, 16 frames"
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "av", "opencv-python-headless"))
     return [

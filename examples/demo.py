@@ -24,7 +24,7 @@ from mme_hf.data import load_sample_records
 from mme_hf.demonstration import SEEDS, Demonstration
 from mme_hf.drawing import direction_wheel
 from mme_hf.motion import TRACKERS
-from mme_hf.training.setup import use_all_cores
+from mme_hf.training.processes import use_all_cores
 from mme_hf.visualization import COLOR_WORDS
 
 try:

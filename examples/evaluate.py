@@ -41,12 +41,11 @@ from mme_hf.training.labelled_data import label_names_of
 from mme_hf.training.metrics import NUM_CALIBRATION_BINS, confusion_counts
 from mme_hf.training.motion_sensitivity import motion_sensitivity, motion_words, sensitivity_table
 from mme_hf.training.prediction import VideoPredictions, predict_videos
+from mme_hf.training.processes import LONG_WAITS, num_decoding_workers, use_all_cores
 from mme_hf.training.setup import (
     check_output_dir,
     load_training_records,
     load_validation_records,
-    num_decoding_workers,
-    use_all_cores,
 )
 from mme_hf.wording import counted, percent
 
@@ -60,7 +59,7 @@ class Evaluation:
 
     def __init__(self, args: EvaluationArguments):
         self.args = args
-        self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
+        self.accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[LONG_WAITS])
         set_up_logging(is_main_process=self.accelerator.is_main_process)
         use_all_cores()
         self.model, self.processor = load_classifier(args)

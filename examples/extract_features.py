@@ -13,13 +13,12 @@ import logging
 import os
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in pretrain.py
 
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, gather_object
+from accelerate.utils import gather_object
 from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 
@@ -31,13 +30,12 @@ from mme_hf.training import parse_arguments, set_up_logging
 from mme_hf.training.feature_cache import videos_identity
 from mme_hf.training.frozen_encoder import FrozenEncoder
 from mme_hf.training.probe_arguments import FeatureExtractionArguments
-from mme_hf.training.setup import check_output_dir, load_training_records, use_all_cores
+from mme_hf.training.processes import LONG_WAITS, use_all_cores
+from mme_hf.training.setup import check_output_dir, load_training_records
 from mme_hf.wording import counted
 
 logger = logging.getLogger("extract_features")
 
-# Processes meet only at the end, and the last one may be hours behind the first.
-LONGEST_WAIT = timedelta(days=30)
 CARD = """---
 configs:
 - config_name: default
@@ -72,9 +70,7 @@ class FeatureExtraction:
         self.output_dir = Path(args.output_dir)
         check_output_dir(args.output_dir)
         self.records = load_training_records(args)
-        self.accelerator = Accelerator(
-            mixed_precision=args.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)]
-        )
+        self.accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[LONG_WAITS])
         is_main = self.accelerator.is_main_process
         set_up_logging(is_main_process=is_main)
         use_all_cores()

@@ -14,12 +14,11 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, gather_object
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from mme_hf import __version__
@@ -30,12 +29,11 @@ from mme_hf.hub import PushError, create_repository, push_folder
 from mme_hf.model_card import public_settings
 from mme_hf.motion import MotionParameters, build_ready_tracker
 from mme_hf.training import ExtractionArguments, parse_arguments, set_up_logging
-from mme_hf.training.setup import check_output_dir, load_training_records, use_all_cores
+from mme_hf.training.processes import LONG_WAITS, use_all_cores
+from mme_hf.training.setup import check_output_dir, load_training_records
 
 logger = logging.getLogger("extract_trajectories")
 
-# Processes meet only at the end, and the last one may be hours behind the first.
-LONGEST_WAIT = timedelta(days=30)
 CARD = """---
 configs:
 - config_name: default
@@ -89,11 +87,10 @@ class Extraction:
         self.tracker = build_ready_tracker(args.tracker, **args.tracker_options)
         self.parameters = MotionParameters.of(self.tracker)
         self.records = load_training_records(args)
-        self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)])
+        self.accelerator = Accelerator(kwargs_handlers=[LONG_WAITS])
         is_main = self.accelerator.is_main_process
         set_up_logging(is_main_process=is_main)
-        if self.accelerator.device.type == "cpu":
-            self._share_cores()
+        self._share_cores()
         settings = {
             "data": self.records.identity,
             "num_videos_per_shard": args.num_videos_per_shard,

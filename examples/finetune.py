@@ -57,7 +57,8 @@ from mme_hf.training.finetuning_setup import (
     settings_of_finetuning,
 )
 from mme_hf.training.mixing import UnlabelledVideoError
-from mme_hf.training.setup import check_output_dir, num_decoding_workers, schedule_lengths, use_all_cores
+from mme_hf.training.processes import num_decoding_workers, use_all_cores
+from mme_hf.training.setup import check_output_dir, schedule_lengths
 from mme_hf.training.sharding import prepare_to_train, whole_model
 from mme_hf.training.validation import BestModel, Judge
 from mme_hf.wording import counted

@@ -33,7 +33,8 @@ from mme_hf.training.classifiers import load_classifier
 from mme_hf.training.judging_arguments import PredictionArguments
 from mme_hf.training.labelled_data import label_names_of
 from mme_hf.training.prediction import scores_of
-from mme_hf.training.setup import check_output_dir, check_output_file, use_all_cores
+from mme_hf.training.processes import use_all_cores
+from mme_hf.training.setup import check_output_dir, check_output_file
 from mme_hf.video.stream import stream_frames
 from mme_hf.wording import counted, percent
 

@@ -50,18 +50,17 @@ from mme_hf.training import (
     set_up_logging,
     stopping_in_one_line,
 )
+from mme_hf.training.processes import num_decoding_workers, use_all_cores
 from mme_hf.training.setup import (
     build_model_and_processor,
     check_output_dir,
     describe_targets,
     held_out_sampling,
     load_records,
-    num_decoding_workers,
     open_stored_tracks,
     schedule_lengths,
     settings_of_the_batches,
     train_sampling,
-    use_all_cores,
 )
 from mme_hf.training.sharding import prepare_to_train, whole_model
 from mme_hf.visualization import draw_motion_prediction, liveliest_clip

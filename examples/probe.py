@@ -39,7 +39,8 @@ from mme_hf.training.labelled_data import check_every_video_is_labelled, label_m
 from mme_hf.training.labelled_features import LabelledFeatures, draw_shots, groups_can_be_left_out
 from mme_hf.training.probe_arguments import ProbeArguments
 from mme_hf.training.probes import ProbeProtocol, run_probe, summary_of
-from mme_hf.training.setup import check_output_dir, load_training_records, load_validation_records, use_all_cores
+from mme_hf.training.processes import LONG_WAITS, use_all_cores
+from mme_hf.training.setup import check_output_dir, load_training_records, load_validation_records
 from mme_hf.wording import counted
 
 logger = logging.getLogger("probe")
@@ -56,7 +57,7 @@ class Probing:
         self.output_dir = Path(args.output_dir)
         check_output_dir(args.output_dir)
         self.cache = FeatureCache(args.cache_dir or self.output_dir / "feature_cache")
-        self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
+        self.accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[LONG_WAITS])
         set_up_logging(is_main_process=self.accelerator.is_main_process)
         use_all_cores()
         self.train = load_training_records(args)
@@ -84,10 +85,11 @@ class Probing:
         test = self._features("test", self.test, views)
         if self.accelerator.is_main_process:
             self._report(train, test)
+        self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
     def _features(self, part: str, records: VideoRecords, views: ViewSampling) -> dict[str, LabelledFeatures]:
-        """Return the features of a part by pooling, cached ones where they are of this model and these videos."""
+        """Return the features of a part by pooling, on the main process; cached ones where they are of this model."""
         started = time.perf_counter()
         common = {**self.encoder.identity(views), "videos": videos_identity(records)}
         keys: dict[str, dict[str, Any]] = {POOL_OF[probe]: dict(common) for probe in self.args.probes}
@@ -105,6 +107,8 @@ class Probing:
             return self.encoder.tables(records, views, bad_videos, pools, self.args.max_tokens)
 
         tables, found = cached_tables(self.accelerator, self.cache, keys, compute)
+        if not self.accelerator.is_main_process:
+            return {}
         labels = records.dataset.with_format("torch", columns=["label"])["label"][:]
         for table in tables.values():
             bad_videos.record(table.bad_videos, num_seen=len(table.places))

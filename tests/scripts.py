@@ -21,7 +21,7 @@ def run_script(name: str, **flags: object) -> None:
     with (
         mock.patch.object(sys, "argv", [str(script), *words]),
         mock.patch.dict("os.environ", {"ACCELERATE_USE_CPU": "true"}),
-        mock.patch("mme_hf.training.setup.use_all_cores"),
+        mock.patch("mme_hf.training.processes.use_all_cores"),
     ):
         runpy.run_path(str(script), run_name="__main__")
 

@@ -183,7 +183,7 @@ def run_here(command: Command) -> None:
     with (
         mock.patch.object(sys, "argv", words),
         mock.patch.dict(os.environ, environment),
-        mock.patch("mme_hf.training.setup.use_all_cores"),
+        mock.patch("mme_hf.training.processes.use_all_cores"),
         new_accelerator(),
     ):
         run(script.target, run_name="__main__")

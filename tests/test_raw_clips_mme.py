@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mme_hf import MMEVideoProcessor, build_tracker, clip_tracks_mme, point_tracking_mme, raw_clips_mme
 from mme_hf.motion import StoredTracker, extract_motion
+from mme_hf.point_tracking_mme import full_precision
 from mme_hf.raw_clips_mme import join_raw_clips
 
 SMALL = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, "num_frames": 4, "frame_stride": 2}
@@ -165,12 +166,47 @@ def test_tracks_of_a_clips_own_tracker_travel_with_it():
     assert len(join_raw_clips([clips, [other]])) == 2  # followed already, and still to be followed
 
 
-def test_autocast_does_not_reach_labels(targets):
-    processor = MMEVideoProcessor(**SMALL, tracker="torch", mask_type="motion", motion_targets=targets)
+def test_float32_is_multiplied_as_float32():
+    first, second = (torch.randn(64, 64, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    exact = (first.double() @ second.double()).float()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")  # rounds to bfloat16 on CPUs that can: wrong by 0.1 here
+    try:
+        with torch.autocast("cpu", torch.bfloat16), full_precision(torch.device("cpu")):
+            product = first @ second
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    torch.testing.assert_close(product, exact, atol=1e-4, rtol=0)
+
+
+class Products(TorchDispatchMode):
+    """Notes of matrix products and convolutions how exactly they were computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in ("mm", "bmm", "addmm", "convolution"):
+            matmul = getattr(torch.backends.mkldnn, "matmul", None)  # from torch 2.9 on
+            self.found.add(matmul.fp32_precision if matmul else torch.get_float32_matmul_precision())
+        return function(*args, **kwargs or {})
+
+
+def test_how_a_model_is_computed_does_not_reach_labels(targets):
+    options = {"tracker": "torch", "mask_type": "motion", "motion_targets": targets, "camera_motion": "remove"}
+    processor = MMEVideoProcessor(**SMALL, **options)
     clips = cut_all(processor)
     expected = processor.inputs_from_raw_clips(clips)
-    with torch.autocast("cpu", torch.bfloat16), torch.enable_grad():
-        inputs = processor.inputs_from_raw_clips(clips)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")  # of float32 as bfloat16, on what can
+    try:
+        with torch.autocast("cpu", torch.bfloat16), torch.enable_grad(), Products() as products:
+            inputs = processor.inputs_from_raw_clips(clips)
+        assert products.found in ({"ieee"}, {"highest"}) and torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
     assert_same(inputs, expected, tolerance=0)
     assert inputs["labels"].dtype == torch.float32 and not any(tensor.requires_grad for tensor in inputs.values())
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .motion_clip_mme import MotionClip, TargetConfig, check_choice, check_head
-from .point_tracking_mme import constant_on
+from .point_tracking_mme import constant_on, full_precision
 from .trajectories_mme import Trajectories
 
 # Added to the standard deviation of a patch's pixels, as VideoMAE does.
@@ -142,7 +142,7 @@ class FeaturesTarget:
         images = tvF.resize(frames.flatten(0, -4).float() / 255, size, antialias=True)
         mean, std = (constant_on(images.device, values)[:, None, None] for values in (teacher.mean, teacher.std))
         images = (images - mean) / std
-        with torch.autocast(images.device.type, enabled=False):  # the labels are float32, whatever the loss is
+        with full_precision(images.device):
             hidden_states = teacher.model(pixel_values=images, **teacher.options).last_hidden_state
         maps = _feature_maps(hidden_states, teacher, size)  # (images, D, rows, columns)
         maps = F.interpolate(maps, clip.token_grid[1:], mode="bilinear", antialias=True)

@@ -1,6 +1,8 @@
 """Points carried along by a dense flow: from motion at every pixel to tracks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -104,7 +106,41 @@ def constant_on(device: torch.device, values: Sequence[Any]) -> torch.Tensor:
         device: Where the tensor is to be.
         values: Numbers, or sequences of numbers.
     """
-    return torch.tensor(values).to(device, non_blocking=True)
+    # CUDA copies pageable memory before it goes on; elsewhere the numbers could be gone when they are read.
+    return torch.tensor(values).to(device, non_blocking=device.type == "cuda")
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute float32 as float32: without autocast, and without TF32 or bfloat16 inside of products and convolutions.
+
+    What a model is to predict does not depend on how it is trained.
+
+    Args:
+        device: Where it is computed.
+    """
+    settings = _precision_settings()
+    before = [read() for read, _, _ in settings]
+    try:
+        for _, write, full in settings:
+            write(full)
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for (_, write, _), value in zip(settings, before, strict=True):
+            write(value)
+
+
+def _precision_settings() -> list[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
+    """Return what says how float32 is computed: how to read and to write it, and the value that keeps all digits."""
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    if not hasattr(cuda.matmul, "fp32_precision"):  # before torch 2.9
+        return [
+            (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+            (partial(getattr, cudnn, "allow_tf32"), partial(setattr, cudnn, "allow_tf32"), False),
+        ]
+    owners, name = (cuda.matmul, cudnn.conv, torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv), "fp32_precision"
+    return [(partial(getattr, owner, name), partial(setattr, owner, name), "ieee") for owner in owners]
 
 
 def check_tracked_frames(num_frames: int, start_frames: Sequence[int], num_steps: int) -> None:

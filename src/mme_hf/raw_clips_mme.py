@@ -21,7 +21,7 @@ from .clip_tracks_mme import (
 )
 from .masking_mme import Grid, build_mask, draw_mask_noise, mask_from_noise, num_masked_patches, patch_motion
 from .motion_targets_mme import MotionClip, build_targets
-from .point_tracking_mme import check_finite, constant_on
+from .point_tracking_mme import check_finite, constant_on, full_precision
 from .trajectories_mme import ClipGeometry, Trajectories
 from .video_inputs_mme import RawFramePlan, normalize_frames, plan_raw_frames, take_frames
 from .video_options_mme import check_token_grid
@@ -186,8 +186,7 @@ def inputs_of(groups: Sequence[RawClips], options: Any) -> dict[str, torch.Tenso
     """
     if not groups:
         raise ValueError("there is no clip to make inputs of.")
-    # Autocast would make labels in half precision.
-    with torch.autocast(groups[0].frames.device.type, enabled=False):
+    with full_precision(groups[0].frames.device):
         parts = [_inputs_of_group(group, options) for group in groups]
     if len(parts) == 1:
         return parts[0]

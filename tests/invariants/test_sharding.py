@@ -181,13 +181,27 @@ def test_a_model_that_is_not_sharded_is_whole():
 def test_what_cannot_be_trained_is_refused(kind, is_fsdp2, flags, message):
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_offload="offload" in flags)
     state = SimpleNamespace(fsdp_plugin=plugin)
-    accelerator = SimpleNamespace(distributed_type=kind, is_fsdp2=is_fsdp2, num_processes=2, state=state)
+    accelerator = SimpleNamespace(
+        distributed_type=kind, is_fsdp2=is_fsdp2, num_processes=2, process_index=1, state=state
+    )
     accelerator.prepare = lambda *parts: parts
     if message is None:
-        assert prepare_to_train(SimpleNamespace(**flags), accelerator, "model", "optimizer") == ("model", "optimizer")
+        prepared = prepare_to_train(SimpleNamespace(seed=0, **flags), accelerator, "model", "optimizer")
+        assert prepared == ("model", "optimizer")
     else:
         with pytest.raises(ValueError, match=message):
             prepare_to_train(SimpleNamespace(**flags), accelerator, "model", "optimizer")
+
+
+def test_gradients_of_shares_are_added_up_in_float32():
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    plugin.set_mixed_precision("bf16")
+    state = SimpleNamespace(fsdp_plugin=plugin)
+    options = {"distributed_type": DistributedType.FSDP, "is_fsdp2": True, "num_processes": 2, "process_index": 0}
+    accelerator = SimpleNamespace(**options, state=state, prepare=lambda *parts: parts)
+    prepare_to_train(SimpleNamespace(seed=0), accelerator, "model", "optimizer")
+    policy = plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
 
 
 def test_processes_that_accelerate_does_not_join_are_refused(monkeypatch):

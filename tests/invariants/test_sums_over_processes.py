@@ -10,6 +10,8 @@ from accelerate import Accelerator
 from torch import multiprocessing, nn
 
 from mme_hf.training import MeanPredictor, explained_share, run_update
+from mme_hf.training.processes import gather_on_main
+from mme_hf.training.sharding import prepare_to_train
 
 NUM_PROCESSES = 2
 # Of each clip three inputs, for two updates of four clips; targets are ones.
@@ -50,12 +52,13 @@ def judged(labels):
     return {"inputs": inputs}
 
 
-def results(updates, judgement, clips_per_batch):
+def results(updates, judgement, clips_per_batch, rank=0):
     """Return what a process makes of the batches of its updates, and of those of its judgement."""
     accelerator = Accelerator(cpu=True)
     model = Line()
     weights = model.w
-    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model, optimizer = prepare_to_train(SimpleNamespace(seed=3), accelerator, model, optimizer)
     options = {"inputs_of": lambda batch: batch["inputs"], "clips_per_batch": clips_per_batch, "step": 1}
     reports = [run_update(accelerator, model, optimizer, batches, **options) for batches in updates]
     baseline = MeanPredictor.fit(judgement, {"position": 2}, accelerator)
@@ -67,6 +70,8 @@ def results(updates, judgement, clips_per_batch):
         "num_clips": [report.num_clips for report in reports],
         "means": baseline.means["position"],
         "share": share["position"],
+        "gathered": gather_on_main(range(10 * rank, 12 * rank + 3), num_at_once=2),
+        "draw": float(torch.rand(())),
     }
 
 
@@ -80,7 +85,7 @@ def run_one(rank, folder):
     # Two batches of one clip in each update; of the clips to judge by one process has four and the other one.
     updates = [[clips(own[None]) for own in all_clips[rank::NUM_PROCESSES]] for all_clips in INPUTS]
     judgement = [judged(LABELS[:3]), judged(LABELS[3:4])] if rank == 0 else [judged(LABELS[4:])]
-    torch.save(results(updates, judgement, clips_per_batch=1), folder / f"{rank}.pt")
+    torch.save(results(updates, judgement, clips_per_batch=1, rank=rank), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -110,3 +115,13 @@ def test_a_model_is_judged_by_the_clips_of_all_processes(alone, together):
     for result in together:
         torch.testing.assert_close(result["means"], alone["means"], atol=1e-6, rtol=1e-5)
         assert result["share"] == pytest.approx(alone["share"], rel=1e-5)
+
+
+def test_what_all_processes_have_is_brought_to_the_main_one(alone, together):
+    assert alone["gathered"] == [0, 1, 2]
+    # The first has three of them and the second five, two of which travel at once.
+    assert [result["gathered"] for result in together] == [[0, 1, 2, 10, 11, 12, 13, 14], []]
+
+
+def test_each_process_draws_its_own(alone, together):
+    assert together[0]["draw"] == alone["draw"] != together[1]["draw"]

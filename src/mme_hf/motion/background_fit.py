@@ -139,7 +139,8 @@ def _hypotheses_torch(matches: Matches) -> torch.Tensor:
     quadruples. Refitting finds the homography from there.
     """
     generator = torch.Generator().manual_seed(0)
-    draws = torch.rand(NUM_HYPOTHESES, 2, generator=generator).to(matches.start.device, non_blocking=True)
+    device = matches.start.device
+    draws = torch.rand(NUM_HYPOTHESES, 2, generator=generator).to(device, non_blocking=device.type == "cuda")
     usable_first = matches.usable.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)
     chosen = (draws * matches.usable.sum(-1)[:, None, None]).long().flatten(1)
     chosen = usable_first.gather(1, chosen)[..., None].expand(-1, -1, 2)

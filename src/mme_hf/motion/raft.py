@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 
+from ..point_tracking_mme import full_precision
+
 # RAFT's correlation pyramid has four levels of 1/8 of the frame; torchvision refuses smaller frames.
 MIN_FRAME_SIZE_PX = 128
 # Frame pairs in one call: the all-pairs correlation of a 224 px pair takes 10 MB and more.
@@ -58,7 +60,7 @@ class RAFTFlow:
             RuntimeError: If torchvision's weights are neither in its cache nor can be downloaded.
         """
         model = _model(self.size, self.weights, str(frames.device))
-        with torch.autocast(frames.device.type, enabled=False):
+        with full_precision(frames.device):
             return self._flow(model, frames, pairs)
 
     def _flow(self, model: torch.nn.Module, frames: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:

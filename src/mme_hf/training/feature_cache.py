@@ -93,10 +93,10 @@ def cached_tables(
     keys: Mapping[str, Mapping[str, Any]],
     compute: Callable[[Sequence[str]], Mapping[str, FeatureTable]],
 ) -> tuple[dict[str, FeatureTable], list[str]]:
-    """Return the features of each name, and the names of those that were found.
+    """Return the features of each name, and the names of those that were found; on the main process, else nothing.
 
     Args:
-        accelerator: Its main process alone reads and writes; the others return what is computed, which they help with.
+        accelerator: Its main process alone reads and writes; the others help to compute.
         cache: Where features may be, and are kept.
         keys: What those of each name depend on.
         compute: Makes those that are missing, in one pass, on all processes alike.

@@ -28,7 +28,7 @@ from .feature_cache import FeatureTable
 from .labelled_data import processor_of
 from .model_names import NOT_LOADED, check_model_name
 from .parsing import flag
-from .setup import num_decoding_workers
+from .processes import gather_on_main, num_decoding_workers
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ class FrozenEncoder:
         pools: Sequence[str],
         max_tokens: int | None = None,
     ) -> dict[str, FeatureTable]:
-        """Return the features of all videos for each pooling, of all processes and on each.
+        """Return the features of all videos for each pooling, on the main process; the others help, and have none.
 
         Args:
             records: The videos, which the processes share.
@@ -251,9 +251,11 @@ class FrozenEncoder:
                 yield batch
 
         own = list(self.features(watched(), bad_videos, pools, max_tokens))
-        videos = sorted(gather_object(own), key=lambda video: video.place)
         all_bad = tuple(gather_object(bad))
-        bad_videos.record(all_bad, num_seen=len(videos) + len(all_bad))
+        bad_videos.record(all_bad, num_seen=sum(gather_object([len(own)])) + len(all_bad))
+        videos = sorted(gather_on_main(own), key=lambda video: video.place)
+        if not self.accelerator.is_main_process:
+            return {}
         places = torch.tensor([video.place for video in videos])
         return {
             pool: FeatureTable(torch.stack([video.values[pool] for video in videos]), places, all_bad) for pool in pools

@@ -80,7 +80,7 @@ class MixedInputs:
 
     def _mixed(self, pixel_values: torch.Tensor, labels: torch.Tensor, place: int) -> tuple[torch.Tensor, torch.Tensor]:
         # A clip's partner is its neighbour: first clips of all videos, then second ones, not the clips of one video.
-        order = torch.arange(len(labels)).unflatten(0, (-1, self.clips_per_video)).T.flatten().to(self.device)
+        order = torch.arange(len(labels), device=self.device).unflatten(0, (-1, self.clips_per_video)).T.flatten()
         seed = int(np.random.SeedSequence((self.seed, place)).generate_state(1, np.uint64)[0] >> 1)
         # torchvision draws from torch's default generator; what the model draws must not depend on it.
         with torch.random.fork_rng(devices=[]):

@@ -169,7 +169,9 @@ def build_average(model: nn.Module, decay: float | None, *, device: torch.device
     """
     if decay is None:
         return None
-    return AveragedModel(model, device=device, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    average = AveragedModel(model, device=device, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    average.n_averaged = average.n_averaged.cpu()  # asked for in every update, which would wait for the device
+    return average
 
 
 def build_scheduler(

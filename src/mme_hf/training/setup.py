@@ -349,18 +349,6 @@ def settings_of_the_batches(
     }
 
 
-def num_decoding_workers(wanted: int | None) -> int:
-    """Return `wanted`, or what suits each training process: the cores, shared out, but at most 8."""
-    if wanted is not None:
-        return wanted
-    return max(1, min(8, _num_cores() // _num_local_processes()))
-
-
-def use_all_cores() -> None:
-    """Give torch its cores back: `accelerate launch` and `torchrun` leave each process one thread."""
-    torch.set_num_threads(max(1, _num_cores() // _num_local_processes()))
-
-
 def schedule_lengths(args: PretrainingArguments, num_videos: int | None, global_batch_size: int) -> tuple[int, int]:
     """Return (number of updates, number of warm-up updates).
 
@@ -386,12 +374,3 @@ def schedule_lengths(args: PretrainingArguments, num_videos: int | None, global_
     if num_warmup > num_steps:
         raise ValueError(f"warm-up takes {num_warmup} of {num_steps} updates. Lower --warmup_steps, or train longer.")
     return num_steps, num_warmup
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _num_local_processes() -> int:
-    # Set by torchrun and accelerate launch: the processes on this machine, which share its cores.
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

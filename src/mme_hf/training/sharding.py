@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, set_seed
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import CPUOffloadPolicy
@@ -25,6 +26,8 @@ def prepare_to_train(
     args: Any, accelerator: Accelerator, model: PreTrainedModel, optimizer: torch.optim.Optimizer
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Return model and optimizer as Accelerate prepares them, alone, on copies (DDP) or on shares (FSDP2).
+
+    From then on each process draws its own dropout and stochastic depth: those of other clips.
 
     Args:
         args: Of the run.
@@ -65,7 +68,15 @@ def prepare_to_train(
             f"{wanted[0]} ({getattr(args, wanted[0])}) needs whole parameters, which a process does not have where "
             "accelerate is configured for FSDP. Leave one of them out."
         )
-    return accelerator.prepare(model, optimizer)
+    if kind == DistributedType.FSDP and accelerator.state.fsdp_plugin.mixed_precision_policy is not None:
+        # Accelerate would also add up gradients, of batches and of processes, in bfloat16, and return such a loss.
+        plugin = accelerator.state.fsdp_plugin
+        plugin.mixed_precision_policy = replace(
+            plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=torch.float32
+        )
+    prepared = accelerator.prepare(model, optimizer)
+    set_seed(args.seed + accelerator.process_index)
+    return prepared
 
 
 def whole_model(model: PreTrainedModel) -> PreTrainedModel:

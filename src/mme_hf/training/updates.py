@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ..data import BadVideo
+from ..point_tracking_mme import constant_on
 
 
 class NonFiniteLossError(RuntimeError):
@@ -115,7 +116,9 @@ def _over_all_processes(
     sizes = [len(batch["sources"]) for batch in batches]
     totals = sum(size * torch.stack(list(output.values())) for size, output in zip(sizes, outputs, strict=True))
     # The only wait for the device in an update.
-    sums = accelerator.reduce(torch.cat([totals, totals.new_tensor(counts)]), reduction="sum").tolist()
+    sums = accelerator.reduce(
+        torch.cat([totals, constant_on(totals.device, counts).to(totals.dtype)]), reduction="sum"
+    ).tolist()
     *sums, num_clips, num_records, num_bad = sums
     means = dict(zip(outputs[0], (value / max(num_clips, 1) for value in sums), strict=True))
     return means, int(num_clips), int(num_records), int(num_bad)
