@@ -1,7 +1,7 @@
 """Fine-tune a video classifier: `accelerate launch examples/finetune.py`.
 
     accelerate launch examples/finetune.py --model_name_or_path outputs/pretrain \
-        --train_dir my_videos/train --validation_dir my_videos/test
+        --train_dir my_videos/train --validation_dir my_videos/validation
 
 A folder holds a folder of videos for each class. `--help` lists every flag; the defaults are the published recipe;
 `--config examples/configs/finetune-tiny.yaml` is for a small set and a CPU. Flags win over a recipe.

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -237,3 +240,41 @@ def test_hidden_positions_never_come_back():
 def test_wrong_input_names_field_value_and_remedy(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+PRODUCTS = """
+import sys
+import torch
+from mme_hf.point_tracking_mme import full_precision
+
+backends = torch.backends
+first, second = (torch.randn(64, 64, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+exact = (first.double() @ second.double()).float()
+if sys.argv[1] == "older":
+    torch.set_float32_matmul_precision("medium")
+    settings = lambda: (torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32)
+    full = ("highest", False)
+else:
+    backends.cudnn.conv.fp32_precision = backends.cuda.matmul.fp32_precision = "tf32"
+    backends.mkldnn.matmul.fp32_precision = "bf16"
+    owners = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)
+    settings = lambda: tuple(owner.fp32_precision for owner in owners)
+    full = ("ieee",) * 4
+before = settings()
+assert before != full
+with torch.autocast("cpu", torch.bfloat16), full_precision(torch.device("cpu")):
+    assert settings() == full, settings()
+    product = first @ second
+assert settings() == before, settings()
+torch.testing.assert_close(product, exact, atol=1e-4, rtol=0)
+"""
+
+
+@pytest.mark.parametrize("how", ["older", "newer"])
+def test_float32_is_multiplied_as_float32(how):
+    # In a process of its own: torch does not forget which way it was asked in. Rounded to bfloat16, on CPUs that can,
+    # these products are wrong by 0.1.
+    if how == "newer" and not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("torch has the newer way from 2.9 on")
+    done = subprocess.run([sys.executable, "-c", PRODUCTS, how], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -118,29 +118,39 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
     Args:
         device: Where it is computed.
+
+    The settings are those of the process: threads that compute otherwise must not do so meanwhile.
     """
-    settings = _precision_settings()
-    before = [read() for read, _, _ in settings]
+    # What is as it should be is not touched: written once, a setting no longer follows more general ones.
+    changed = [(write, read(), full) for read, write, full in _precision_settings() if read() != full]
     try:
-        for _, write, full in settings:
+        for write, _, full in changed:
             write(full)
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for (_, write, _), value in zip(settings, before, strict=True):
-            write(value)
+        for write, before, _ in changed:
+            write(before)
 
 
 def _precision_settings() -> list[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
-    """Return what says how float32 is computed: how to read and to write it, and the value that keeps all digits."""
-    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
-    if not hasattr(cuda.matmul, "fp32_precision"):  # before torch 2.9
-        return [
-            (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
-            (partial(getattr, cudnn, "allow_tf32"), partial(setattr, cudnn, "allow_tf32"), False),
-        ]
-    owners, name = (cuda.matmul, cudnn.conv, torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv), "fp32_precision"
-    return [(partial(getattr, owner, name), partial(setattr, owner, name), "ieee") for owner in owners]
+    """Return what says how float32 is computed: how to read and to write it, and the value that keeps all digits.
+
+    Torch has had two ways to say so since 2.9, and refuses to read the older one where the newer one was used.
+    """
+    cudnn = torch.backends.cudnn
+    older = [
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+        (partial(getattr, cudnn, "allow_tf32"), partial(setattr, cudnn, "allow_tf32"), False),
+    ]
+    try:
+        for read, _, _ in older:
+            read()
+    except RuntimeError:
+        mkldnn, name = torch.backends.mkldnn, "fp32_precision"
+        owners = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
+        return [(partial(getattr, owner, name), partial(setattr, owner, name), "ieee") for owner in owners]
+    return older
 
 
 def check_tracked_frames(num_frames: int, start_frames: Sequence[int], num_steps: int) -> None:

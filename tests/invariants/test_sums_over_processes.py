@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import multiprocessing, nn
 
 from mme_hf.training import MeanPredictor, explained_share, run_update
-from mme_hf.training.processes import gather_on_main
+from mme_hf.training.processes import gather_on_main, group_of_cpus
 from mme_hf.training.sharding import prepare_to_train
 
 NUM_PROCESSES = 2
@@ -70,7 +70,7 @@ def results(updates, judgement, clips_per_batch, rank=0):
         "num_clips": [report.num_clips for report in reports],
         "means": baseline.means["position"],
         "share": share["position"],
-        "gathered": gather_on_main(range(10 * rank, 12 * rank + 3), num_at_once=2),
+        "gathered": gather_on_main(range(10 * rank, 12 * rank + 3), group_of_cpus(), num_at_once=2),
         "draw": float(torch.rand(())),
     }
 

@@ -28,7 +28,7 @@ from .feature_cache import FeatureTable
 from .labelled_data import processor_of
 from .model_names import NOT_LOADED, check_model_name
 from .parsing import flag
-from .processes import gather_on_main, num_decoding_workers
+from .processes import gather_on_main, group_of_cpus, num_decoding_workers
 
 logger = logging.getLogger(__name__)
 
@@ -243,6 +243,7 @@ class FrozenEncoder:
             TooManyBadVideosError: As `bad_videos` says.
         """
         bad: list[BadVideo] = []
+        group = group_of_cpus()
 
         def watched() -> Iterator[Mapping[str, Any]]:
             share = range(self.accelerator.process_index, records.num_records, self.accelerator.num_processes)
@@ -253,7 +254,7 @@ class FrozenEncoder:
         own = list(self.features(watched(), bad_videos, pools, max_tokens))
         all_bad = tuple(gather_object(bad))
         bad_videos.record(all_bad, num_seen=sum(gather_object([len(own)])) + len(all_bad))
-        videos = sorted(gather_on_main(own), key=lambda video: video.place)
+        videos = sorted(gather_on_main(own, group), key=lambda video: video.place)
         if not self.accelerator.is_main_process:
             return {}
         places = torch.tensor([video.place for video in videos])

@@ -169,9 +169,7 @@ def build_average(model: nn.Module, decay: float | None, *, device: torch.device
     """
     if decay is None:
         return None
-    average = AveragedModel(model, device=device, multi_avg_fn=get_ema_multi_avg_fn(decay))
-    average.n_averaged = average.n_averaged.cpu()  # asked for in every update, which would wait for the device
-    return average
+    return AveragedModel(model, device=device, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 def build_scheduler(

@@ -28,28 +28,34 @@ def use_all_cores() -> None:
     torch.set_num_threads(max(1, _num_cores() // _num_local_processes()))
 
 
-def gather_on_main(values: Sequence[Any], *, num_at_once: int = 64) -> list[Any]:
+def group_of_cpus() -> distributed.ProcessGroup | None:
+    """Return all processes as a group that talks through the memory of CPUs; None for one process alone.
+
+    To be made before long work: a machine that cannot be reached so is an error at once.
+    """
+    return distributed.new_group(backend="gloo") if PartialState().num_processes > 1 else None
+
+
+def gather_on_main(values: Sequence[Any], group: distributed.ProcessGroup | None, num_at_once: int = 64) -> list[Any]:
     """Return the values of all processes on the main one, those of the first process first, and none on the others.
 
-    They go through the memory of CPUs, some at a time; with Accelerate's `gather_object` every device would hold those
-    of all processes.
+    Some at a time; with Accelerate's `gather_object` every device would hold those of all processes.
 
     Args:
         values: Of this process: objects that can be pickled.
+        group: What `group_of_cpus` returned.
         num_at_once: Of each process.
     """
-    state = PartialState()
-    if state.num_processes == 1:
+    if group is None:
         return list(values)
+    state = PartialState()
     most = max(gather_object([len(values)]))
-    group = distributed.new_group(backend="gloo", timeout=LONG_WAITS.timeout)
     parts: list[list[Any]] = [[] for _ in range(state.num_processes)]
     for start in range(0, most, num_at_once):
         received = [None] * state.num_processes if state.is_main_process else None
         distributed.gather_object(list(values[start : start + num_at_once]), received, dst=0, group=group)
         for part, own in zip(parts, received or [], strict=False):
             part.extend(own)
-    distributed.destroy_process_group(group)
     return [value for part in parts for value in part]
 
 

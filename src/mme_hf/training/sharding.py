@@ -69,11 +69,9 @@ def prepare_to_train(
             "accelerate is configured for FSDP. Leave one of them out."
         )
     if kind == DistributedType.FSDP and accelerator.state.fsdp_plugin.mixed_precision_policy is not None:
-        # Accelerate would also add up gradients, of batches and of processes, in bfloat16, and return such a loss.
+        # Accelerate would also add up gradients, of batches and of processes, in bfloat16.
         plugin = accelerator.state.fsdp_plugin
-        plugin.mixed_precision_policy = replace(
-            plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=torch.float32
-        )
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
     prepared = accelerator.prepare(model, optimizer)
     set_seed(args.seed + accelerator.process_index)
     return prepared

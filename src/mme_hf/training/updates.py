@@ -115,7 +115,7 @@ def _over_all_processes(
     ]
     sizes = [len(batch["sources"]) for batch in batches]
     totals = sum(size * torch.stack(list(output.values())) for size, output in zip(sizes, outputs, strict=True))
-    # The only wait for the device in an update.
+    # The only wait for the device in an update, but for those of a moving average.
     sums = accelerator.reduce(
         torch.cat([totals, constant_on(totals.device, counts).to(totals.dtype)]), reduction="sum"
     ).tolist()
