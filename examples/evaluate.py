@@ -42,11 +42,7 @@ from mme_hf.training.metrics import NUM_CALIBRATION_BINS, confusion_counts
 from mme_hf.training.motion_sensitivity import motion_sensitivity, motion_words, sensitivity_table
 from mme_hf.training.prediction import VideoPredictions, predict_videos
 from mme_hf.training.processes import LONG_WAITS, num_decoding_workers, use_all_cores
-from mme_hf.training.setup import (
-    check_output_dir,
-    load_training_records,
-    load_validation_records,
-)
+from mme_hf.training.setup import check_output_dir, load_training_records, load_validation_records
 from mme_hf.wording import counted, percent
 
 logger = logging.getLogger("evaluate")

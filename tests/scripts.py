@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
 
 import pytest
+from runs import free_port
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -24,6 +27,17 @@ def run_script(name: str, **flags: object) -> None:
         mock.patch("mme_hf.training.processes.use_all_cores"),
     ):
         runpy.run_path(str(script), run_name="__main__")
+
+
+def run_on_two_processes(name: str, **flags: object) -> str:
+    """Run examples/<name>.py on two processes of the CPU, each value one word; return what they wrote to stderr."""
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    words = [f"--{flag}={value}" for flag, value in flags.items()]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *launcher, str(EXAMPLES / f"{name}.py"), *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 def stop_of_script(name: str, message: str, **flags: object) -> None:

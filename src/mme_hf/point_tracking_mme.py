@@ -114,12 +114,11 @@ def constant_on(device: torch.device, values: Sequence[Any]) -> torch.Tensor:
 def full_precision(device: torch.device) -> Iterator[None]:
     """Compute float32 as float32: without autocast, and without TF32 or bfloat16 inside of products and convolutions.
 
-    What a model is to predict does not depend on how it is trained.
+    What a model is to predict does not depend on how it is trained. The settings are those of the process: other
+    threads compute so too meanwhile.
 
     Args:
         device: Where it is computed.
-
-    The settings are those of the process: threads that compute otherwise must not do so meanwhile.
     """
     # What is as it should be is not touched: written once, a setting no longer follows more general ones.
     changed = [(write, read(), full) for read, write, full in _precision_settings() if read() != full]

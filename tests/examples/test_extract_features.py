@@ -2,16 +2,12 @@
 
 import json
 import logging
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
-from runs import free_port
-from scripts import EXAMPLES, run_script, stop_of_script
+from scripts import run_on_two_processes, run_script, stop_of_script
 
 from mme_hf import MMEConfig, MMEModel, MMEVideoProcessor, open_video
 
@@ -80,13 +76,8 @@ def test_features_are_those_of_the_model_and_open_as_a_data_set(model, videos, t
 def test_two_processes_write_what_one_writes_and_tokens_are_kept(model, videos, tmp_path):
     flags = {"model_name_or_path": model, "train_dir": videos, "pool": "none", "dtype": "float16", **FLAGS}
     run_script("extract_features", output_dir=tmp_path / "one", **flags)
-    words = [f"--{name}={value}" for name, value in {**flags, "output_dir": tmp_path / "two"}.items()]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, *launcher, str(EXAMPLES / "extract_features.py"), *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert "features of 18 clips" in done.stderr and "6 videos in this run" in done.stderr
+    output = run_on_two_processes("extract_features", output_dir=tmp_path / "two", **flags)
+    assert "features of 18 clips" in output and "6 videos in this run" in output
     one, two = (rows(tmp_path / name, tmp_path / "cache") for name in ("one", "two"))
     assert one["video"][:] == two["video"][:] and one["label"][:] == two["label"][:]
     tokens = [np.array(table["features"][:], np.float32) for table in (one, two)]

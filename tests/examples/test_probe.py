@@ -2,15 +2,11 @@
 
 import json
 import logging
-import os
-import subprocess
-import sys
 
 import pytest
 from conftest import moving_texture, write_video
 from datasets import ClassLabel, Dataset, Features, Video
-from runs import free_port
-from scripts import EXAMPLES, run_script, stop_of_script
+from scripts import run_on_two_processes, run_script, stop_of_script
 
 from mme_hf import MMEConfig, MMEForPreTraining, MMEVideoProcessor
 
@@ -90,15 +86,10 @@ def test_an_attentive_probe_of_a_saved_model_leaves_bad_videos_out(video_folder,
 def test_two_processes_share_the_videos_and_one_judges_them(video_folder, held_out_videos, tmp_path):
     flags = {**FLAGS, "train_dir": video_folder, "validation_dir": held_out_videos, "num_seeds": 1, "probes": "knn"}
     run_script("probe", **flags, output_dir=tmp_path / "one")
-    words = [f"--{name}={value}" for name, value in {**flags, "output_dir": tmp_path / "two"}.items()]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, *launcher, str(EXAMPLES / "probe.py"), *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    output = run_on_two_processes("probe", **flags, output_dir=tmp_path / "two")
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert (two["num_train_videos"], two["num_test_videos"]) == (6, 2)
-    assert one["probes"] == two["probes"] and done.stderr.count("written to") == 1
+    assert one["probes"] == two["probes"] and output.count("written to") == 1
 
 
 @pytest.mark.parametrize("is_divided", [True, False])
